@@ -1,0 +1,1 @@
+"""What things are. Pure: no files, processes, clock, environment or randomness."""

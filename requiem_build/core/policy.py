@@ -1,0 +1,76 @@
+"""What a step may see and do (Policy, part of its request) and what can only make it fail (Limits, outside it)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WORLD = 1
+"""The number of the fixed surroundings below; raised whenever any of them changes."""
+
+WORKSPACE = "/workspace"
+BASE_PATH = "/usr/local/bin:/usr/bin:/bin"
+UID = GID = 1000
+USER = "builder"
+HOSTNAME = "requiem"
+INPUT_MTIME_S = 315_619_200  # 1980-01-02T00:00Z: zip and wheel refuse earlier years.
+HOME = "/tmp/home"
+
+WORLD_ENVIRONMENT = {
+    "HOME": HOME,
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "LOGNAME": USER,
+    "PATH": BASE_PATH,
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": str(INPUT_MTIME_S),
+    "TMPDIR": "/tmp",
+    "TZ": "UTC",
+    "USER": USER,
+}
+
+KNOWN_LEAKS = ("cpu count", "cpu model", "kernel version", "readdir order")
+
+LEVELS = ("strict", "process", "none")
+SYSTEMS = ("packages", "host")
+NETWORKS = ("none", "host")
+CLOCKS = ("real", "frozen")
+RANDOMS = ("real", "seeded")
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    sandbox: str = "strict"
+    system: str = "host"
+    network: str = "none"
+    clock: str = "real"
+    random: str = "real"
+    path: tuple[str, ...] = ()
+    max_output_bytes: int = MIB
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "clock": self.clock,
+            "max_output_bytes": self.max_output_bytes,
+            "network": self.network,
+            "path": list(self.path),
+            "random": self.random,
+            "sandbox": self.sandbox,
+            "system": self.system,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None means no limit. None of these is in a request: they cannot change a success."""
+
+    timeout_ms: int | None = None
+    cpu_time_ms: int | None = None
+    memory_bytes: int | None = None
+    processes: int | None = None
+    open_files: int | None = None
+    file_size_bytes: int | None = None
+    output_size_bytes: int | None = None
+    tmp_bytes: int | None = None

@@ -1,0 +1,1 @@
+"""When a step runs, and whether it must."""

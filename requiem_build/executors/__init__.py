@@ -1,0 +1,1 @@
+"""How a request is run: one family of interchangeable executors."""

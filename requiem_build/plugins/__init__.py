@@ -1,0 +1,1 @@
+"""Who is told: readers of the stream of events."""

@@ -1,0 +1,1 @@
+"""What a step may touch: one family of interchangeable walls."""

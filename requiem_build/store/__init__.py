@@ -1,0 +1,1 @@
+"""What we remember: objects by digest, records by request."""

@@ -1,0 +1,41 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VECTORS = Path(os.environ.get("REQUIEM_VECTORS", ROOT.parent / "shared" / "vectors"))
+
+
+def can_unshare() -> bool:
+    return subprocess.run(["unshare", "-Ur", "true"], capture_output=True).returncode == 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that cannot run here is skipped for a person and fails in CI: a hole must not hide."""
+    missing = None
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        missing = "needs uid 0"
+        if os.environ.get("REQUIEM_TEST_USER"):  # The ordinary user's pass of CI: root's tests ran before it.
+            pytest.skip(missing)
+    elif item.get_closest_marker("userns") and not can_unshare():
+        missing = "needs user namespaces"
+    elif item.get_closest_marker("gcc") and shutil.which("gcc") is None:
+        missing = "needs gcc"
+    elif item.get_closest_marker("vectors") and not VECTORS.is_dir():
+        missing = f"needs the official test data in {VECTORS} (or REQUIEM_VECTORS)"
+    if missing:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must run this test, but it {missing}")
+        pytest.skip(missing)
+
+
+@pytest.fixture
+def vectors() -> Path:
+    return VECTORS
