@@ -1,0 +1,97 @@
+"""The shape of every sandbox: a Job goes in, what is left of it comes out.
+
+It does not know requests, digests or the store: the executor has turned them into bytes and paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..core.policy import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """One input file, link or empty directory as the step must see it; exactly one source is given.
+
+    `data` (bytes) is written; `source` (absolute host path of an immutable file, in the store) is shown
+    read-only without a copy where the sandbox can; `symlink` is a link's target; none of them: a directory.
+    """
+
+    path: str
+    data: bytes | None = None
+    source: str | None = None
+    symlink: str | None = None
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A root: a host directory or file (absolute path) shown read-only at an absolute path of the sandbox."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`command[0]` is looked up in `env["PATH"]`. `directories` exist and are empty before the step starts."""
+
+    command: Sequence[str]
+    env: Mapping[str, str]
+    cwd: str = "."
+    stdin: bytes | str | None = None
+    """Bytes, the host path of an immutable file, or None for /dev/null."""
+    staged: Sequence[Staged] = ()
+    directories: Sequence[str] = ()
+    mounts: Sequence[Mount] = ()
+    network: str = "none"
+    max_output_bytes: int = 1024 * 1024
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(slots=True)
+class Finished:
+    """What is left when every process of the step is dead.
+
+    `workspace_fd` is a directory descriptor of the workspace as the step left it (everything in it is
+    hostile); the caller closes it. `changed` names staged inputs that the step changed, replaced or removed.
+    """
+
+    exit_code: int
+    """The command's own, 128 + N after signal N, 127 when it was not found."""
+    termination: str
+    """One of core.result.TERMINATIONS; never `output_size`, which the executor finds."""
+    workspace_fd: int
+    signal: int | None = None
+    reason: str = ""
+    """For `not_found` and refused starts: one line why."""
+    stdout: bytes = b""
+    stderr: bytes = b""
+    stdout_truncated: bool = False
+    stderr_truncated: bool = False
+    changed: tuple[str, ...] = ()
+    leftovers: int = 0
+    """Processes that outlived the command and were killed."""
+    rusage: Mapping[str, int] = field(default_factory=dict)
+    """`user_ms`, `system_ms`, `max_rss_kib` of the command's process tree as far as waited for."""
+    cancelled: bool = False
+
+
+class Sandbox(Protocol):
+    """One sandbox runs one job at a time; each worker thread of the engine has its own."""
+
+    level: str
+    protection: Mapping[str, object]
+    """What is really in force, as the record says it, e.g. {"namespaces": [...], "landlock": 6, "seccomp": true}."""
+
+    def run(self, job: Job) -> Finished:
+        """Runs to the end, limits included. Raises EnvironmentFault when the sandbox itself fails."""
+
+    def cancel(self, *, kill: bool) -> None:
+        """From another thread: TERM, two seconds, KILL to the whole tree (`kill`: at once). Idle: no effect."""
+
+    def close(self) -> None:
+        """Ends it and everything in it. Idempotent."""
