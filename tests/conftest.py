@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
 VECTORS = Path(os.environ.get("REQUIEM_VECTORS", ROOT.parent / "shared" / "vectors"))
@@ -34,6 +35,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("CI"):
             pytest.fail(f"CI must run this test, but it {missing}")
         pytest.skip(missing)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A workspace with a home and a store of its own."""
+    return Project(tmp_path)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ A step that fails is not here: a failed step is a result.
     |  +- ManifestError          a place in a manifest is wrong
     |  +- RequestError           a request, result or record is not what its schema says
     |  +- UnknownName            no such step, target, run or digest
+    |  |  +- MissingObject         the store does not hold this digest
     |  +- SourceMissing          a file that a step needs is not there
     +- IntegrityError       3    bytes, digests or signatures do not agree
     |  +- CorruptObject          a stored object is not what its name says
@@ -60,6 +61,10 @@ class RequestError(UsageError):
 
 
 class UnknownName(UsageError):
+    pass
+
+
+class MissingObject(UnknownName):
     pass
 
 

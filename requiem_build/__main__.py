@@ -1,0 +1,88 @@
+"""The door. A plain `build` with nothing to do is answered here, before anything slow is imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+QUIET = ("-q", "--quiet")
+DIRECTORY = ("-C", "--directory")
+JOBS = ("-j", "--jobs")
+"""All that a plain build may say besides its targets; a test compares them with the command line's own."""
+
+
+def main() -> None:
+    import gc
+
+    gc.disable()  # A short life: what is made is needed to the end. The command line turns it on again.
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        from . import __version__
+
+        print(f"requiem {__version__}")
+        return
+    if _nothing_to_do(arguments):
+        sys.stdout.flush()
+        os._exit(0)
+    gc.enable()
+    from .cli.app import run
+
+    sys.exit(run(arguments))
+
+
+def parse_plain(arguments: list[str]) -> tuple[bool, str | None, tuple[str, ...]] | None:
+    """Quiet, directory and targets of a plain `build`; None if the command line says anything else."""
+    quiet, directory, targets, seen_build = False, None, [], False
+    words = iter(arguments)
+    for word in words:
+        if word in QUIET:
+            quiet = True
+        elif word in DIRECTORY and directory is None:
+            directory = next(words, None)
+            if directory is None:
+                return None
+        elif word in JOBS:
+            if not next(words, "").isdigit():
+                return None
+        elif word.startswith("-"):
+            return None
+        elif not seen_build:
+            if word != "build":
+                return None
+            seen_build = True
+        else:
+            targets.append(word)
+    return (quiet, directory, tuple(targets)) if seen_build else None
+
+
+def _nothing_to_do(arguments: list[str]) -> bool:
+    plain = parse_plain(arguments)
+    if plain is None:
+        return False
+    quiet, directory, targets = plain
+    try:
+        from .engine.noop import nothing_to_do
+
+        start = os.path.realpath(directory or ".")
+        root = _find_root(start)
+        steps = None if root is None else nothing_to_do(root, "requiem.toml", start, targets, os.environ)
+    except Exception:  # Whatever is wrong, the full build says it properly.
+        return False
+    if steps is None:
+        return False
+    if not quiet:
+        sys.stderr.write(f"nothing to do: {steps} step{'s' if steps != 1 else ''} up to date\n")
+    return True
+
+
+def _find_root(directory: str) -> str | None:
+    while not os.path.exists(os.path.join(directory, "requiem.toml")):
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return None
+        directory = parent
+    return directory
+
+
+if __name__ == "__main__":
+    main()

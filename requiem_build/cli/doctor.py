@@ -1,0 +1,50 @@
+"""`requiem doctor`: what this host can enforce, proven by booting it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from .. import __version__
+from ..sandbox.probe import probe
+from .console import plain, wants_color, write_out
+from .globals import Globals
+
+
+def command(context: typer.Context) -> int:
+    """Boot the sandbox and say, item by item, what is in force, and how to get what is not."""
+    shared: Globals = context.obj
+    found = probe()
+    strict = all(item.in_force for item in found if item.required)
+    if shared.json:
+        answer = {
+            "capabilities": [
+                {
+                    "detail": item.detail,
+                    "how_to_get": item.how_to_get,
+                    "in_force": item.in_force,
+                    "name": item.name,
+                    "required": item.required,
+                }
+                for item in found
+            ],
+            "engine": __version__,
+            "ok": strict,
+            "schema": "requiem.doctor/1",
+        }
+        write_out(json.dumps(answer, indent=2, sort_keys=True) + "\n")
+        return 0 if strict else 4
+    color = wants_color(shared.color, sys.stdout, shared.environment)
+    width = max(len(item.name) for item in found)
+    for item in found:
+        mark = "yes" if item.in_force else "NO " if item.required else "no "
+        if color:
+            mark = f"\x1b[{'32' if item.in_force else '31;1' if item.required else '33'}m{mark}\x1b[0m"
+        sys.stdout.write(f"{mark}  {item.name.ljust(width)}  {plain(item.detail)}\n")
+        if not item.in_force and item.how_to_get:
+            sys.stdout.write(f"     {' ' * width}  hint: {plain(item.how_to_get)}\n")
+    verdict = "the level strict holds here" if strict else "the level strict cannot be had here: --sandbox process"
+    sys.stdout.write(f"\nrequiem {__version__}: {verdict}\n")
+    return 0 if strict else 4

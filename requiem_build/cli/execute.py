@@ -1,0 +1,30 @@
+"""`requiem exec`: the engine's own door."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ..core.request import parse_request
+from ..engine.build import find_site, open_store, prepare_dot
+from ..engine.execute import execute
+from ..engine.options import Options
+from .build import heeding_signals
+from .console import plain, write_bytes
+from .globals import Globals
+from .inspect import read_file
+
+
+def command(context: typer.Context, file: str) -> int:
+    """Run one request (JSON) whose objects are in the store, and print its result (JSON)."""
+    shared: Globals = context.obj
+    request = parse_request(read_file(shared, file))
+    site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
+    prepare_dot(site.dot)
+    with heeding_signals() as heed:
+        ran = execute(request, site, open_store(site, {}), heed)
+    write_bytes(ran.result.encoded + b"\n")
+    if ran.failure:
+        sys.stderr.write(f"error: the step failed: {plain(ran.failure)}\n")
+    return 1 if ran.failure else 0

@@ -1,0 +1,180 @@
+"""The doors to exact bytes: `show`, `digest`, `canonical`, `schema`, and `log` for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..core import canonical as canonical_json
+from ..core.digest import EMPTY, Digest, Domain, is_digest, object_digest
+from ..core.digest import digest as digest_of
+from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.request import parse_request
+from ..core.result import make_trace
+from ..store.layout import Store
+from ..store.records import Kept
+from .cas import open_store
+from .console import Console, plain, write_bytes, write_out
+from .globals import Globals
+
+SCHEMAS = ("manifest", "request", "result", "record", "meta", "event", "report")
+KINDS = ("request", "result", "record", "trace")
+
+
+def read_file(shared: Globals, name: str) -> bytes:
+    """A file named on the command line, `-` for stdin."""
+    if name == "-":
+        return sys.stdin.buffer.read()
+    path = os.path.join(shared.start, name)
+    try:
+        if not os.path.isfile(path):
+            raise UsageError(f'no file "{name}"' if not os.path.exists(path) else f'"{name}" is not a file')
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise EnvironmentFault(f'cannot read "{name}"', facts=[("cause", error.strerror or str(error))]) from error
+
+
+def canonical(context: typer.Context, file: str) -> None:
+    """Write a JSON file's one canonical spelling (RFC 8785), exactly."""
+    write_bytes(canonical_json.encode(canonical_json.parse(read_file(context.obj, file))))
+
+
+def digest(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="request or object.")],
+    file: str,
+) -> None:
+    """Print the digest of a request's JSON or of a file's bytes."""
+    content = read_file(context.obj, file)
+    if kind == "object":
+        found = object_digest(content)
+    elif kind == "request":
+        found = parse_request(content).digest
+    elif kind == "result":
+        found = digest_of(Domain.RESULT, canonical_json.encode(canonical_json.parse(content)))
+    else:
+        raise UsageError(f'"{kind}" is neither request nor object')
+    shared: Globals = context.obj
+    write_out(json.dumps({"digest": found, "kind": kind}) + "\n" if shared.json else f"{found}\n")
+
+
+def schema(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None) -> None:
+    """Print one of the JSON Schemas of Requiem's formats; without a name, list them."""
+    if name is None:
+        write_out("".join(f"{each}\n" for each in SCHEMAS))
+        return
+    if name not in SCHEMAS:
+        raise UnknownName(f'no schema "{name}"', hint="known: " + ", ".join(SCHEMAS))
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "schemas", package.parent / "schemas"):
+        path = folder / f"{name}.schema.json"
+        if path.is_file():
+            write_bytes(path.read_bytes())
+            return
+    raise EnvironmentFault(f'the schema "{name}" is not installed', hint="reinstall requiem-build")
+
+
+def show(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="request, result, record or trace.")],
+    what: Annotated[str, typer.Argument(help="A step that was built here, or a digest.")],
+) -> None:
+    """Write the exact canonical bytes of a request, result, record or trace."""
+    if kind not in KINDS:
+        raise UsageError(f'"{kind}" is none of {", ".join(KINDS)}')
+    store = open_store(context.obj, read_only=True)
+    kept = _find(context.obj, store, what)
+    match kind:
+        case "request":
+            write_bytes(kept.request)
+        case "result":
+            write_bytes(kept.result.encoded)
+        case "record":
+            write_bytes(kept.record.encoded)
+        case _:
+            request = parse_request(kept.request)
+            result = kept.result
+            write_bytes(make_trace(request, result.exit_code, result.termination, result.outputs))
+
+
+def _find(shared: Globals, store: Store, what: str) -> Kept:
+    if is_digest(what):
+        kept = store.records.find(Digest(what)) or store.records.find_result(Digest(what))
+        if kept is None:
+            raise UnknownName(f"no record of {what} in the store", facts=[("store", str(store.root))])
+        return kept
+    event = _last_event(shared, store, what)
+    digest_text = event.get("request_digest")
+    kept = store.records.find(Digest(digest_text)) if digest_text else None
+    if kept is None:
+        raise UnknownName(
+            f'step "{what}" has no remembered result',
+            hint="a failed step's record is in its run's journal: requiem log",
+        )
+    return kept
+
+
+def _last_event(shared: Globals, store: Store, step: str) -> dict[str, Any]:
+    """The newest journal line about a step in this workspace."""
+    import difflib
+
+    names: set[str] = set()
+    for event in _events(shared, store):
+        if event["name"] == step:
+            return event
+        names.add(event["name"])
+    near = difflib.get_close_matches(step, sorted(names), 1)
+    raise UnknownName(
+        f'no run of this workspace has a step "{step}"', hint=f'did you mean "{near[0]}"?' if near else None
+    )
+
+
+def _events(shared: Globals, store: Store) -> Iterator[dict[str, Any]]:
+    """Finished steps of this workspace's runs, newest run first."""
+    from ..engine.build import find_site
+    from ..engine.options import Options
+
+    site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
+    for run in reversed([run for run in store.runs if run.workspace == site.workspace_id]):
+        lines = store.objects.get(run.journal).splitlines()
+        for line in reversed(lines):
+            event = json.loads(line)
+            if event.get("event") == "step_finished" and event["state"] != "skipped":
+                yield event
+
+
+def log(context: typer.Context, step: str) -> None:
+    """Print what a step wrote when it was last run here."""
+    shared: Globals = context.obj
+    store = open_store(shared, read_only=True)
+    event = _last_event(shared, store, step)
+    streams = {name: _stream(store, event, name) for name in ("stdout", "stderr")}
+    if shared.json:
+        answer = {
+            "name": step,
+            "schema": "requiem.log/1",
+            "state": event["state"],
+            **{name: content.decode("utf-8", "backslashreplace") for name, content in streams.items()},
+        }
+        write_out(json.dumps(answer, sort_keys=True, ensure_ascii=False) + "\n")
+        return
+    console = Console(color=shared.color, quiet=True, verbose=False, explain=False, environment=shared.environment)
+    sys.stderr.write(f"{plain(step)}: {event['state']}, {plain(event['failure'] or event['reason'])}\n")
+    for content in streams.values():
+        if content:
+            write_out(console.show(content) + "\n")
+
+
+def _stream(store: Store, event: dict[str, Any], name: str) -> bytes:
+    digest_text = event.get(f"{name}_digest")
+    if digest_text is None and event.get("request_digest"):
+        kept = store.records.find(Digest(event["request_digest"]))
+        digest_text = getattr(kept.result, name).digest if kept else None
+    return store.objects.get(Digest(digest_text)) if digest_text and digest_text != EMPTY else b""

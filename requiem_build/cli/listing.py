@@ -1,0 +1,73 @@
+"""`requiem list`, and `requiem` alone: the steps of this project."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from ..core.errors import NotBuiltYet
+from ..engine import build as engine
+from ..engine import plans
+from ..engine.options import Options
+from .build import parse_sets
+from .console import plain, write_out
+from .globals import Globals
+
+
+def command(
+    context: typer.Context,
+    targets: Annotated[list[str] | None, typer.Argument(help="Only what these need.")] = None,
+    profile: Annotated[str | None, typer.Option(help="Use [profiles.NAME].")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Set a variable: NAME=VALUE.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only steps with this tag.")] = None,
+    since: Annotated[str | None, typer.Option(hidden=True)] = None,
+    changed: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+) -> int:
+    """List the steps and their instances."""
+    if since is not None or changed:
+        raise NotBuiltYet("--since" if since is not None else "--changed")
+    shared: Globals = context.obj
+    options = Options(
+        shared.start,
+        shared.environment,
+        manifest=shared.file,
+        targets=tuple(targets or ()),
+        tags=tuple(tag or ()),
+        profile=profile,
+        sets=parse_sets(set_ or []),
+    )
+    site = engine.find_site(options)
+    plan = plans.obtain(site.root, engine.question_of(site, options), site.seal, site.settings.roots).plan
+    if shared.json:
+        rows = [
+            {
+                "command": list(instance.command),
+                "description": instance.description,
+                "inputs": [item.path for item in instance.inputs],
+                "name": name,
+                "needs": list(instance.needs),
+                "outputs": list(instance.outputs),
+                "step": instance.step,
+                "tags": list(instance.tags),
+            }
+            for name, instance in plan.instances.items()
+        ]
+        write_out(json.dumps({"schema": "requiem.list/1", "steps": rows}, indent=2, ensure_ascii=False) + "\n")
+        return 0
+    by_step: dict[str, list[str]] = {}
+    for name, instance in plan.instances.items():
+        by_step.setdefault(instance.step, []).append(name)
+    width = max((len(plain(step)) for step in by_step), default=0)
+    for step, names in by_step.items():
+        first = plan.instances[names[0]]
+        count = f"{len(names)} instances" if len(names) > 1 or names[0] != step else ""
+        about = "  ".join(text for text in (first.description, count) if text)
+        sys.stdout.write(f"{plain(step).ljust(width)}  {plain(about)}".rstrip() + "\n")
+        if shared.verbose:
+            for name in names:
+                outputs = ", ".join(plan.instances[name].outputs)
+                sys.stdout.write(f"  {plain(name)}" + (f" -> {plain(outputs)}" if outputs else "") + "\n")
+    return 0

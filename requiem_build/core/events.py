@@ -1,0 +1,86 @@
+"""Everything that happens in a run, as data: the vocabulary of journal, screen and plug-ins.
+
+Readers of events never influence a digest. Times are added by the journal, not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal, TypeAlias
+
+StepState = Literal["fresh", "hit", "ran", "failed", "skipped", "miss", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    run: str
+    mode: str
+    engine: str
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PlanMade:
+    steps: int
+    manifest: Mapping[str, str | None]
+    """Each manifest file -> its digest, or null where an optional one is absent."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted:
+    name: str
+    shown: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """The report's line for one step, and what a reader needs to show its output."""
+
+    name: str
+    state: StepState
+    request_digest: str | None = None
+    result_digest: str | None = None
+    exit_code: int | None = None
+    termination: str | None = None
+    reason: str = ""
+    duration_ms: int = 0
+    outputs: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    failure: str = ""
+    """For a failed step: one line why, as a person would say it."""
+    hints: tuple[str, ...] = ()
+    stdout_digest: str | None = None
+    stderr_digest: str | None = None
+    record: Mapping[str, object] | None = None
+    """Of a step that ran. A failed one's record is kept only here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    ok: bool
+    exit_code: int
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+Event: TypeAlias = RunStarted | PlanMade | StepStarted | StepFinished | Warned | RunFinished
+Listener: TypeAlias = Callable[[Event], None]
+
+_NAMES = {
+    RunStarted: "run_started",
+    PlanMade: "plan_made",
+    StepStarted: "step_started",
+    StepFinished: "step_finished",
+    Warned: "warned",
+    RunFinished: "run_finished",
+}
+
+
+def as_json(event: Event) -> dict[str, object]:
+    return {"event": _NAMES[type(event)], **asdict(event)}

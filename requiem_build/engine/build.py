@@ -1,0 +1,453 @@
+"""One build, as a list of stages: settings, lock, plan, guard, schedule, tidy, report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from .. import __version__
+from ..core.digest import Digest, object_digest
+from ..core.errors import EnvironmentFault, Interrupted, RequiemError, UsageError
+from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
+from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
+from ..core.request import Request
+from ..core.result import Record
+from ..executors.base import Executor, Ran
+from ..executors.blobs import Blobs
+from ..executors.local import LocalExecutor
+from ..sandbox.base import Sandbox
+from ..sandbox.system import lookup, system_digest
+from ..store.layout import Store
+from . import memory as memories
+from . import noop, plans, schedule, sealed
+from .evidence import Outputs
+from .journal import Journal, new_run_id, now_text
+from .layout import Layout, tracked_by_git
+from .lock import workspace_lock
+from .options import Options
+from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
+from .report import Report
+from .requests import RequestMaker
+from .settings import Settings, load_settings
+from .stamps import Stamps
+from .step import Outcome, Performer
+from .surroundings import Surroundings
+from .workspace import DOT, Workspace, find_workspace
+
+OUTPUT_MODES = ("rw", "ro", "wo", "off")
+
+
+@dataclass(slots=True)
+class Site:
+    """Where a build happens: everything that does not depend on the plan."""
+
+    root: str
+    manifest: str
+    dot: str
+    cache_home: str
+    seal: bytes
+    settings: Settings
+
+    @property
+    def workspace_id(self) -> str:
+        """Names this workspace in a store that may serve many, without telling its path."""
+        return str(object_digest(self.root.encode("utf-8", "surrogateescape")))[:16]
+
+
+def find_site(options: Options) -> Site:
+    root, manifest = find_workspace(options.start, options.manifest)
+    home = sealed.cache_home(options.environment)
+    return Site(
+        root, manifest, os.path.join(root, DOT), home, sealed.seal_key(home), load_settings(options.environment)
+    )
+
+
+def host_platform() -> dict[str, str]:
+    return {"arch": platform.machine(), "os": platform.system().lower()}
+
+
+def question_of(site: Site, options: Options) -> plans.Question:
+    return plans.Question(
+        manifest=site.manifest,
+        targets=options.targets,
+        tags=options.tags,
+        profile=options.profile,
+        sets=tuple(sorted(options.sets.items())),
+        cwd=os.path.relpath(options.start, site.root) if _is_inside(options.start, site.root) else ".",
+        platform=tuple(sorted(host_platform().items())),
+        user_roots=repr(sorted(site.settings.roots.items())),
+    )
+
+
+def _is_inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")
+
+
+def open_store(site: Site, settings: Mapping[str, object], *, read_only: bool = False) -> Store:
+    from pathlib import Path
+
+    configured = site.settings.store_path or settings.get("path")
+    path = (
+        os.path.join(site.root, os.path.expanduser(str(configured))) if configured else os.path.join(site.root, ".cas")
+    )
+    return Store(Path(path), read_only=read_only)
+
+
+def prepare_dot(dot: str) -> None:
+    """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
+    try:
+        os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
+        ignore = os.path.join(dot, ".gitignore")
+        if not os.path.exists(ignore):
+            with open(ignore, "w", encoding="utf-8") as file:
+                file.write("*\n")
+            with open(os.path.join(dot, "CACHEDIR.TAG"), "w", encoding="utf-8") as file:
+                file.write("Signature: 8a477f597d28d172789f06886806bc55\n")
+    except OSError as error:
+        raise EnvironmentFault(f'cannot write to "{dot}"', facts=[("cause", error.strerror or str(error))]) from error
+
+
+def _clear_scratch(dot: str) -> None:
+    for folder in ("tmp", "staged"):
+        path = os.path.join(dot, folder)
+        with suppress(OSError), os.scandir(path) as items:
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    shutil.rmtree(item.path, ignore_errors=True)
+                else:
+                    os.unlink(item.path)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A build that has begun: what a signal handler calls with its signal's number, and a reader of objects."""
+
+    interrupt: Callable[[int], None]
+    read: Callable[[Digest], bytes]
+    root: str
+
+
+OnStart = Callable[[Running], None]
+
+
+def build(options: Options, listener: Listener, on_start: OnStart = lambda _: None) -> Report:
+    """Builds, and says how it went. `on_start` is called before the first step.
+
+    Raises RequiemError for what is wrong before any step runs; a failed step is in the report.
+    """
+    site = find_site(options)
+    prepare_dot(site.dot)
+
+    def notice(text: str) -> None:
+        listener(Warned(text))
+
+    with workspace_lock(site.dot, wait=options.wait, notice=notice):
+        _clear_scratch(site.dot)
+        return _Run(site, options, listener).run(on_start)
+
+
+class _Run:
+    """The state of one build while it lasts."""
+
+    def __init__(self, site: Site, options: Options, listener: Listener) -> None:
+        self.site = site
+        self.options = options
+        self.run_id = new_run_id()
+        self.listener = listener
+        self.report = Report(mode=options.mode, run=self.run_id, dry_run=options.dry_run)
+        self.stop = schedule.Stop()
+        self.signal: int | None = None
+        self.journal: Journal | None = None
+        self.executor: Executor | None = None
+        self.started = time.monotonic()
+
+    def emit(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.report.warnings.append(event.text)
+        if self.journal is not None:
+            self.journal(event)
+        self.listener(event)
+
+    def interrupt(self, number: int) -> None:
+        """From a signal handler. Once: start nothing more and end what runs; twice: kill it."""
+        again = self.signal is not None
+        self.signal = self.signal or number
+        self.stop.requested = True
+        if self.executor is not None:
+            self.executor.cancel(kill=again)
+
+    def run(self, on_start: OnStart) -> Report:
+        options, site = self.options, self.site
+        self.memory = memories.load(site.dot, site.seal)
+        question = question_of(site, options)
+        self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+        plan = self.planned.plan
+        self.store = open_store(site, self.planned.store_settings, read_only=False)
+        if not options.dry_run:
+            self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp", f"{self.run_id}.jsonl"))
+        self.emit(RunStarted(self.run_id, options.mode, __version__, options.targets))
+        self.emit(PlanMade(len(plan.instances), self.planned.manifest))
+        for warning in plan.warnings:
+            self.emit(Warned(warning))
+        blobs = Blobs(self.store.objects)
+        stamps = Stamps(self.memory.known, keep=blobs.hold)
+        workspace = Workspace(site.root, stamps, blobs)
+        layout = Layout(site.root, self.run_id, stamps, blobs, self.memory.made(), lambda text: self.emit(Warned(text)))
+        surroundings = Surroundings(
+            site.root,
+            plan.roots,
+            stamps,
+            system=lambda: system_digest(site.cache_home),
+            lookup=lookup,
+            host_env=options.environment,
+        )
+        if not options.dry_run:
+            self._guard(layout, stamps)
+        with self._executor(blobs, surroundings, workspace) as executor:
+            self.executor = executor
+            on_start(Running(self.interrupt, blobs.get, site.root))
+            self.performer = self._performer(workspace, surroundings, layout, executor)
+            self._schedule(self.performer)
+        if not options.dry_run:
+            self._tidy(layout, stamps, question)
+        return self._conclude(stamps, question, surroundings)
+
+    # Guard: nothing changes before this has passed
+
+    def _guard(self, layout: Layout, stamps: Stamps) -> None:
+        """Refuses to replace what git tracks: it is somebody's, whatever the manifest says."""
+        made = self.memory.made()
+        strange = []
+        for name, instance in self.planned.plan.instances.items():
+            if not instance.lay_out or name in self.memory.steps:
+                continue
+            for path in instance.outputs:
+                if path not in made and not any(c in path for c in "*?["):
+                    if os.path.lexists(os.path.join(self.site.root, path.rstrip("/"))):
+                        strange.append(path)
+        if not strange:
+            return
+        tracked = tracked_by_git(self.site.root, [path.rstrip("/") for path in strange])
+        for path in tracked:
+            if not layout.knows(path):
+                owner = next(out for out in strange if path == out.rstrip("/") or path.startswith(out))
+                raise UsageError(
+                    f'"{path}" is tracked by git, and a step would replace it',
+                    facts=[("output", owner), ("step", self.planned.plan.declared.get(owner, "?"))],
+                    hint="git rm --cached it if it is generated, or give the output another path",
+                )
+
+    # Schedule
+
+    @contextmanager
+    def _executor(self, blobs: Blobs, surroundings: Surroundings, workspace: Workspace) -> Iterator[Executor]:
+        from ..core.patterns import compile_pattern
+
+        roots = [surroundings.host_path(root) for root in self.planned.plan.roots.values()]
+
+        def boot(request: Request) -> Sandbox:
+            return boot_sandbox(request, self.site, self.store, roots)
+
+        executor = LocalExecutor(
+            blobs,
+            boot,
+            workspace=self.site.root,
+            matcher=compile_pattern,
+            list_undeclared=self.options.verbose,
+        )
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+    def _rebuilder(self, executor: Executor) -> Rebuilder:
+        if self.options.dry_run:
+            return Predicted()
+        always = Always(executor, self.store, self._record, publish=self.options.cache in ("rw", "wo"))
+        return Cached(self.store, always) if self.options.cache in ("rw", "ro") else always
+
+    def _record(self, ran: Ran, wanted: Wanted) -> Record:
+        return Record(
+            request_digest=ran.request.digest,
+            result_digest=ran.result.digest,
+            when=now_text(),
+            duration_ms=ran.duration_ms,
+            executor="local",
+            host=socket.gethostname(),
+            engine=__version__,
+            protection=ran.protection,
+            leaks=ran.leaks,
+            rusage=ran.rusage,
+            discovered=ran.discovered,
+            asserted=wanted.asserted,
+        )
+
+    def _performer(
+        self, workspace: Workspace, surroundings: Surroundings, layout: Layout, executor: Executor
+    ) -> Performer:
+        level = self.options.sandbox or self.site.settings.sandbox
+        return Performer(
+            instances=self.planned.plan.instances,
+            offers=self.planned.offers,
+            maker=RequestMaker(workspace, surroundings, host_platform(), level),
+            workspace=workspace,
+            store=self.store,
+            memory=self.memory,
+            layout=layout,
+            rebuilder=self._rebuilder(executor),
+            emit=self.emit,
+            variant=self.options.variant,
+            use_cache=self.options.cache in ("rw", "ro"),
+            dry_run=self.options.dry_run,
+            verbose=self.options.verbose,
+        )
+
+    def _priority(self) -> Priority:
+        if self.options.shuffle is not None:
+            import random
+
+            shuffled = random.Random(self.options.shuffle)
+            places = {name: shuffled.random() for name in self.planned.plan.instances}
+            return places.__getitem__
+        if self.options.mode == "repro" or self.options.dry_run:
+            return plan_order
+        durations = {name: step.duration_ms for name, step in self.memory.steps.items()}
+        return critical_path_first(self.planned.plan, durations)
+
+    def jobs(self) -> int:
+        if self.options.mode == "repro" or self.options.dry_run:
+            return 1
+        return self.options.jobs or self.site.settings.jobs or len(os.sched_getaffinity(0))
+
+    def _schedule(self, performer: Performer) -> None:
+        plan = self.planned.plan
+        finished: dict[str, StepFinished] = {}
+
+        def settled(name: str, outcome: Outcome | None) -> None:
+            if outcome is None:
+                event = StepFinished(name, "skipped", outputs=plan.instances[name].outputs, reason=self._why_skipped())
+            elif outcome.finished is None:
+                return  # A group: it has members, and nothing of its own.
+            else:
+                event = outcome.finished
+                self._learn(name, outcome)
+            if plan.instances[name].is_group:
+                return
+            finished[name] = event
+            self.emit(event)
+
+        schedule.run(
+            plan,
+            Frontier(plan, self._priority()),
+            performer.perform,
+            jobs=self.jobs(),
+            keep_going=self.options.keep_going or self.options.dry_run,
+            settled=settled,
+            stop=self.stop,
+        )
+        self.report.steps = [finished[name] for name in plan.instances if name in finished]
+
+    def _why_skipped(self) -> str:
+        return "interrupted" if self.signal is not None else "a step failed"
+
+    def _learn(self, name: str, outcome: Outcome) -> None:
+        if outcome.remembered is not None:
+            self.memory.steps[name] = outcome.remembered
+            self.memory.failed.pop(name, None)
+        elif not outcome.ok and outcome.finished is not None:
+            self.memory.failed[name] = outcome.finished.request_digest or ""
+
+    # Tidy
+
+    def _tidy(self, layout: Layout, stamps: Stamps, question: plans.Question) -> None:
+        """Removes the outputs of steps that the manifest no longer has, and saves what was learnt."""
+        plan = self.planned.plan
+        alive = set(plan.declared.values())
+        for name, step in list(self.memory.steps.items()):
+            if name in alive or name in plan.instances or step.variant != self.options.variant:
+                continue
+            for path in step.outputs:
+                if path not in plan.declared:
+                    layout.remove(path)
+            del self.memory.steps[name]
+        stamps.settle()
+        self._forget_the_unseen(stamps)
+        self.memory.last_run = self.run_id
+        memories.save(self.site.dot, self.site.seal, self.memory)
+        outputs = Outputs(plan.declared)
+        if self.planned.made_now or not self._plan_is_settled(outputs):
+            plans.keep(self.site.root, question, self.site.seal, self.planned)
+
+    def _plan_is_settled(self, outputs: Outputs) -> bool:
+        return all(not racy for _, racy, _ in self.planned.evidence.values())
+
+    def _forget_the_unseen(self, stamps: Stamps) -> None:
+        if len(self.memory.known) > 2 * len(stamps.seen) + 10_000:
+            self.memory.known = {path: known for path, known in self.memory.known.items() if path in stamps.seen}
+
+    # Report
+
+    def _conclude(self, stamps: Stamps, question: plans.Question, surroundings: Surroundings) -> Report:
+        report = self.report
+        failed = any(step.state == "failed" for step in report.steps)
+        if self.signal is not None:
+            report.exit_code = Interrupted(self.signal).exit_code
+        else:
+            report.exit_code = 1 if failed else 0
+        report.duration_ms = round((time.monotonic() - self.started) * 1000)
+        self.emit(RunFinished(report.ok, report.exit_code, report.counts()))
+        if self.journal is not None:
+            self.journal.finish(
+                self.store,
+                {
+                    "counts": report.counts(),
+                    "exit_code": report.exit_code,
+                    "ok": report.ok,
+                    "when": now_text(),
+                    "workspace": self.site.workspace_id,
+                },
+            )
+        if report.ok and not self.options.dry_run and not self.performer.ran_unremembered:
+            noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps))
+        return report
+
+
+def boot_sandbox(request: Request, site: Site, store: Store, roots: list[str]) -> Sandbox:
+    """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one."""
+    level = request.policy.sandbox
+    if level == "strict":
+        from ..sandbox.linux import StrictSandbox
+
+        return StrictSandbox(
+            roots=roots,
+            store=str(store.root),
+            scratch=os.path.join(site.dot, "tmp"),
+            network=request.policy.network,
+        )
+    from ..sandbox.posix import NoSandbox, ProcessSandbox
+
+    if level == "none":
+        return NoSandbox(workspace=site.root)
+    return ProcessSandbox(scratch=os.path.join(site.dot, "staged"))
+
+
+def as_environment_fault(error: OSError) -> RequiemError:
+    """What the system refused, wherever that was: the border at which foreign errors become ours."""
+    import errno
+
+    what = {
+        errno.ENOSPC: "no space left",
+        errno.EDQUOT: "disk quota used up",
+        errno.EMFILE: "too many open files",
+        errno.EROFS: "read-only file system",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+    }.get(error.errno or 0, error.strerror or str(error))
+    facts = [("path", os.fsdecode(error.filename))] if error.filename else []
+    return EnvironmentFault(what, facts=facts)

@@ -1,0 +1,119 @@
+"""What a plan rested on, so that a later run can tell that it would be made the same way again.
+
+Each path has a stamp and a witness. An equal, settled stamp is enough; otherwise the witness is taken
+again and compared: a file's content, a directory's names and kinds (declared outputs left out, since
+building makes and `clean` removes them), a link's target.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterable, Mapping
+
+from ..core.digest import object_digest
+from .stamps import NOTHING, Stamp, is_racy, stamp_at, stamp_of
+
+Item = tuple[Stamp, bool, str]
+"""Stamp, whether it is racy, witness."""
+
+
+class Outputs:
+    """The declared outputs of a whole manifest, and the directories above them, relative to the root."""
+
+    def __init__(self, declared: Iterable[str]) -> None:
+        self.files: set[str] = set()
+        self.parents: set[str] = set()
+        for path in declared:
+            plain = path.rstrip("/")
+            self.files.add(plain)
+            parent = os.path.dirname(plain)
+            while parent and parent not in self.parents:
+                self.parents.add(parent)
+                parent = os.path.dirname(parent)
+
+    def below(self, directory: str) -> list[str]:
+        """The directories above outputs that lie directly in one directory (`` is the root)."""
+        return [path for path in self.parents if os.path.dirname(path) == directory]
+
+
+def witness(path: str, relative: str | None, outputs: Outputs) -> str:
+    """What decides whether a path is still what it was. `relative` is None for what lies outside the root."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return _listing(()) if relative in outputs.parents else ""
+    if stat.S_ISLNK(mode):
+        return "link " + os.readlink(path)
+    if stat.S_ISDIR(mode):
+        return _listing(_names(path, relative, outputs))
+    try:
+        with open(path, "rb") as file:
+            return object_digest(file.read())
+    except OSError:
+        return "unreadable"
+
+
+def _names(path: str, relative: str | None, outputs: Outputs) -> list[str]:
+    prefix = "" if relative in (None, "") else f"{relative}/"
+    found = []
+    try:
+        with os.scandir(path) as items:
+            for item in items:
+                here = prefix + item.name
+                if relative is not None and (
+                    here in outputs.files or here in outputs.parents or here in (".requiem", ".cas")
+                ):
+                    continue
+                kind = "l" if item.is_symlink() else "d" if item.is_dir(follow_symlinks=False) else "f"
+                found.append(f"{kind} {item.name}")
+    except OSError:
+        return ["unreadable"]
+    return sorted(found)
+
+
+def _listing(names: Iterable[str]) -> str:
+    return "dir " + object_digest("\0".join(names).encode("utf-8", "surrogateescape"))
+
+
+def gather(root: str, stamps: Mapping[str, Stamp], outputs: Outputs) -> dict[str, Item]:
+    """The evidence of everything that was looked at, and of the output directories inside it."""
+    found: dict[str, Item] = {}
+    pending = list(stamps)
+    for path in pending:
+        relative = _relative(root, path)
+        if path in found or relative in outputs.files:
+            continue
+        found[path] = _take(path, relative, outputs)
+        if found[path][2].startswith("dir ") and relative is not None:
+            pending.extend(os.path.join(root, below) for below in outputs.below(relative))
+    return found
+
+
+def _take(path: str, relative: str | None, outputs: Outputs) -> Item:
+    stamp = stamp_at(path)
+    taken = witness(path, relative, outputs)
+    return (stamp, is_racy(stamp, time.time_ns()), taken)
+
+
+def _relative(root: str, path: str) -> str | None:
+    if path == root:
+        return ""
+    return path[len(root) + 1 :] if path.startswith(root + "/") else None
+
+
+def still_holds(root: str, evidence: dict[str, Item], outputs: Outputs) -> bool:
+    """Whether every item is what it was; settled stamps are renewed in place."""
+    for path, (stamp, racy, taken) in list(evidence.items()):
+        try:
+            now = stamp_of(os.lstat(path))
+        except OSError:
+            now = NOTHING
+        if now == stamp and not racy:
+            continue
+        item = _take(path, _relative(root, path), outputs)
+        if item[2] != taken:
+            return False
+        evidence[path] = item
+    return True

@@ -1,0 +1,84 @@
+"""The engine's own door: a request in, its result out. Nothing is laid out and nothing is planned."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+
+from ..core.digest import Digest
+from ..core.entries import Tree
+from ..core.errors import EnvironmentFault, UnknownName
+from ..core.instance import Instance
+from ..core.policy import Limits
+from ..core.request import Request
+from ..executors.base import Ran
+from ..executors.blobs import Blobs
+from ..executors.local import SYSTEM_ROOT, LocalExecutor
+from ..sandbox.system import lookup, system_digest
+from ..store.layout import Store
+from .build import Site, boot_sandbox, host_platform
+from .stamps import Stamps
+from .surroundings import Surroundings
+
+
+def execute(request: Request, site: Site, store: Store, on_start: Callable[[Callable[[int], None]], None]) -> Ran:
+    """Runs one request whose objects are in the store.
+
+    Raises EnvironmentFault if its roots, tools or platform are not this host's, UnknownName for a missing object.
+    """
+    from ..core.patterns import compile_pattern
+
+    if request.discovered is not None or request.discover:
+        raise EnvironmentFault("a request with discover cannot be run alone: what it may see is not in it")
+    _check_host(request, site)
+    blobs = Blobs(store.objects)
+    _check_objects(request, blobs)
+    blobs.put(b"")
+    roots = [os.path.join(site.root, path) for path in request.roots if path != SYSTEM_ROOT]
+    scratch = tempfile.mkdtemp(dir=os.path.join(site.dot, "tmp"))
+    executor = LocalExecutor(
+        blobs, lambda wanted: boot_sandbox(wanted, site, store, roots), workspace=site.root, matcher=compile_pattern
+    )
+    try:
+        on_start(lambda _: executor.cancel(kill=False))
+        return executor.execute(request, {}, Limits())
+    finally:
+        executor.close()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_host(request: Request, site: Site) -> None:
+    if dict(request.platform) != host_platform():
+        raise EnvironmentFault(
+            "the request is for another platform",
+            facts=[("request", str(dict(request.platform))), ("host", str(host_platform()))],
+        )
+    stamps = Stamps()
+    surroundings = Surroundings(site.root, {}, stamps, lambda: system_digest(site.cache_home), lookup, {})
+    for path, digest in request.roots.items():
+        here: Digest | None
+        if path == SYSTEM_ROOT:
+            here = surroundings.system()
+        else:
+            tree = stamps.tree(os.path.join(site.root, path), special_ok=True)
+            here = tree.digest if isinstance(tree, Tree) else None
+        if here != digest:
+            raise EnvironmentFault(
+                f'the root "{path}" is not the request\'s', facts=[("request", digest), ("host", here or "absent")]
+            )
+    probe = Instance("exec", "exec", request.command, "", policy=request.policy, tools=tuple(request.tools))
+    found = surroundings.tools_of(probe, request.command)
+    for name, digest in request.tools.items():
+        if found.get(name) != digest:
+            raise EnvironmentFault(
+                f'the tool "{name}" is not the request\'s', facts=[("request", digest), ("host", found.get(name, "?"))]
+            )
+
+
+def _check_objects(request: Request, blobs: Blobs) -> None:
+    named = [str(entry.get("digest") or entry.get("tree") or "") for entry in request.inputs.values()]
+    for digest in (*named, request.stdin or ""):
+        if digest and not blobs.stored(Digest(digest)):
+            raise UnknownName(f"no object {digest} in the store", hint="requiem cas put FILE")

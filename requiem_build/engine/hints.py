@@ -1,0 +1,154 @@
+"""The fix, named without tracing: what a failed step's words mention that exists but that it could not see."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import shlex
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+
+from ..core.instance import Instance
+from ..core.policy import WORKSPACE
+from ..core.request import Request
+
+HINTS_MAX = 5
+_NAME = r"[^\s'\"`:;,()<>|]+"
+_MENTIONS = [
+    re.compile(p)
+    for p in (
+        rf"fatal error: ({_NAME}): No such file",
+        rf"fatal error: '({_NAME})' file not found",
+        rf"['\"‘]({_NAME})['\"’]:? (?:No such file|does not exist|not found)",
+        rf"({_NAME}): (?:No such file or directory|cannot open|not found|does not exist)",
+        r"No such file or directory: ['\"]([^'\"]+)['\"]",
+        r"Cannot find module ['\"]([^'\"]+)['\"]",
+        r"no such file or directory, \w+ ['\"]([^'\"]+)['\"]",
+        r"can't open file ['\"]([^'\"]+)['\"]",
+        r"No rule to make target ['\"`‘]([^'\"’]+)['\"’]",
+    )
+]
+_MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
+_COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
+_INCLUDE = re.compile(r"-(?:I|iquote|isystem)\s*(\S+)")
+
+
+def for_failure(
+    instance: Instance, text: str, root: str, *, visible: Collection[str], request: Request
+) -> tuple[str, ...]:
+    """TOML lines to add, for what a failed step's output mentions."""
+    found: dict[str, None] = {}
+    for mention in _mentions(text):
+        for path in _candidates(mention, instance, root):
+            if path not in visible and not _covered(path, visible):
+                found[_input_line(instance, path)] = None
+                break
+        else:
+            outside = _outside(mention, instance)
+            if outside:
+                found[outside] = None
+    for match in _COMMAND.finditer(text):
+        name = next(group for group in match.groups() if group)
+        line = _program(name, instance)
+        if line:
+            found[line] = None
+    return tuple(found)[:HINTS_MAX]
+
+
+def _mentions(text: str) -> Iterator[str]:
+    seen: set[str] = set()
+    for pattern in _MENTIONS:
+        for match in pattern.finditer(text):
+            if match.group(1) not in seen:
+                seen.add(match.group(1))
+                yield match.group(1)
+    for match in _MODULE.finditer(text):
+        stem = match.group(1).replace(".", "/")
+        yield from (f"{stem}.py", f"{stem}/__init__.py")
+
+
+def _candidates(mention: str, instance: Instance, root: str) -> Iterator[str]:
+    """Workspace files that a mention may mean: by its path, beside what the step reads, and by include directories."""
+    mention = mention.removeprefix(WORKSPACE + "/")
+    if mention.startswith("/"):
+        inside = os.path.relpath(mention, root)
+        places = [] if inside.startswith("..") else [inside]
+    else:
+        nearby = [posixpath.dirname(item.path.rstrip("/")) for item in instance.inputs]
+        includes = _INCLUDE.findall(" ".join(instance.command))
+        bases = dict.fromkeys([instance.cwd, *(posixpath.join(instance.cwd, i) for i in includes), *nearby, "."])
+        endings = ["", ".js", ".mjs", ".ts", "/index.js"] if mention.startswith(".") else [""]
+        places = [posixpath.normpath(posixpath.join(base, mention + end)) for base in bases for end in endings]
+    for place in places:
+        if not place.startswith("..") and place != "." and os.path.lexists(os.path.join(root, place)):
+            yield place + "/" if os.path.isdir(os.path.join(root, place)) else place
+
+
+def _covered(path: str, visible: Collection[str]) -> bool:
+    return any(seen.endswith("/") and path.startswith(seen) for seen in visible)
+
+
+def _input_line(instance: Instance, path: str) -> str:
+    written = posixpath.relpath(path, "." if instance.name.count("/") == 0 else posixpath.dirname(instance.name))
+    written = written + "/" if path.endswith("/") else written
+    return f'"{path}" exists but is not an input of "{instance.name}": inputs = [..., "{written}"]'
+
+
+def _outside(mention: str, instance: Instance) -> str | None:
+    """Something absolute that the host has and the step does not see."""
+    if not mention.startswith("/") or mention.startswith((WORKSPACE, "/usr/", "/tmp", "/proc", "/dev", "/etc/")):
+        return None
+    if not os.path.exists(mention):
+        return None
+    directory = mention if os.path.isdir(mention) else os.path.dirname(mention)
+    name = re.sub(r"\W+", "-", os.path.basename(directory)).strip("-") or "root"
+    return (
+        f'"{mention}" exists on this host but "{instance.name}" does not see it: '
+        f'[roots.{name}] path = "{directory}", then roots = ["{name}"] in the step'
+    )
+
+
+def _program(name: str, instance: Instance) -> str | None:
+    """A command that the user's own PATH has and the step's has not."""
+    if "/" in name:
+        return None
+    for directory in os.environ.get("PATH", "").split(":"):
+        path = os.path.join(directory, name)
+        if directory.startswith("/") and not directory.startswith("/usr/") and os.access(path, os.X_OK):
+            top = os.path.dirname(directory.rstrip("/"))
+            root = re.sub(r"\W+", "-", os.path.basename(top)).strip("-") or "tools"
+            return (
+                f'"{name}" is at {path}, outside of the step\'s PATH: [roots.{root}] path = "{top}", '
+                f'then roots = ["{root}"] and path = ["{directory}"] in the step'
+            )
+    return None
+
+
+def undeclared_arguments(instance: Instance, shown: str, root: str, *, visible: Collection[str]) -> list[str]:
+    """Warnings for words of a command that are existing files of the workspace which the step will not see."""
+    declared = {*instance.outputs, instance.depfile, instance.stdin.path if instance.stdin else None}
+    found = []
+    for word in dict.fromkeys(_words(shown)):
+        if word.startswith(("-", "/")) or "=" in word or not word.strip("./"):
+            continue
+        path = posixpath.normpath(posixpath.join(instance.cwd, word))
+        if path.startswith("..") or path in visible or path in declared or path + "/" in declared:
+            continue
+        if _covered(path, visible) or any((out or "").startswith(path + "/") for out in declared):
+            continue
+        if any(seen.startswith(path + "/") for seen in visible):
+            continue
+        with suppress(OSError, ValueError):
+            if os.path.isfile(os.path.join(root, path)):
+                found.append(
+                    f'the command of "{instance.name}" names "{path}", which exists but is not among its inputs'
+                )
+    return found
+
+
+def _words(shown: str) -> list[str]:
+    try:
+        return shlex.split(shown, comments=True)
+    except ValueError:
+        return shown.split()

@@ -1,0 +1,299 @@
+"""Puts outputs into the workspace and takes them away again. Requiem replaces or deletes only what it made.
+
+Each path is old or new, never partial: files are renamed into place, directories are swapped. No parent
+that is a symlink is ever followed, and nothing laid out shares an inode with the store.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+from ..core.digest import Digest
+from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.errors import EnvironmentFault, UsageError
+from ..executors.blobs import EACH_MAX, Blobs
+from .stamps import Stamps, stamp_at
+from .workspace import DOT
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Layout:
+    """`made` maps each path that we put here to what we put; `warn` is told of what was moved aside."""
+
+    def __init__(
+        self, root: str, run: str, stamps: Stamps, blobs: Blobs, made: Mapping[str, Entry], warn: Callable[[str], None]
+    ) -> None:
+        self.root = root
+        self._run = run
+        self._stamps = stamps
+        self._blobs = blobs
+        self._made = dict(made)
+        self._warn = warn
+        self._counter = 0
+        self._lock = threading.Lock()
+        self._parents: set[str] = set()
+        self._tmp = os.path.join(root, DOT, "tmp")
+
+    def is_right(self, path: str, entry: Entry) -> bool:
+        """Whether exactly this stands there already."""
+        try:
+            return self.current(path) == entry
+        except UsageError:
+            return False
+
+    def current(self, path: str) -> Entry | None:
+        full = os.path.join(self.root, path.rstrip("/"))
+        if path.endswith("/"):
+            return self._stamps.tree(full)
+        return self._stamps.entry(full)
+
+    def knows(self, path: str) -> bool:
+        """Whether our memory or the store knows what stands at a path."""
+        return self._is_ours(path, os.path.join(self.root, path))
+
+    def knows_entry(self, entry: Entry) -> bool:
+        """Whether the store has this very content, so that nothing is lost if it is taken away."""
+        return not isinstance(entry, Link) and self._blobs.objects.has(entry.digest)
+
+    def adopt(self, path: str, entry: Entry) -> None:
+        self._made[path] = entry
+
+    def lay_out(self, outputs: Mapping[str, Entry], previous: Iterable[str]) -> bool:
+        """Makes the workspace hold exactly these, and drops what the step made before. Returns whether anything changed."""
+        changed = False
+        for path, entry in outputs.items():
+            if not self.is_right(path, entry):
+                self._place(path, entry)
+                changed = True
+            self._made[path] = entry
+        for path in previous:
+            if path not in outputs:
+                changed |= self.remove(path)
+        return changed
+
+    def _place(self, path: str, entry: Entry) -> None:
+        full = os.path.join(self.root, path.rstrip("/"))
+        self._make_parents(path.rstrip("/"))
+        self._clear_the_way(path, full)
+        temporary = self._temporary()
+        try:
+            match entry:
+                case File():
+                    self._write_file(temporary, entry)
+                case Link():
+                    os.symlink(entry.target, temporary)
+                case Tree():
+                    self._write_tree(temporary, entry)
+            if isinstance(entry, Tree):
+                self._swap(temporary, full, path)
+                self._stamps.tree(full)
+            else:
+                os.rename(temporary, full)
+                self._stamps.note(full, entry, stamp_at(full))
+        except OSError as error:
+            _remove(temporary)
+            raise EnvironmentFault(
+                f'cannot lay out "{path}"', facts=[("cause", error.strerror or str(error)), ("path", full)]
+            ) from error
+
+    def _write_file(self, target: str, entry: File) -> None:
+        mode = 0o777 if entry.executable else 0o666
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            content = self._blobs.held(entry.digest)
+            if content is None and entry.size <= EACH_MAX:
+                content = self._blobs.get(entry.digest)
+            if content is not None:
+                view = memoryview(content)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+            else:
+                self._blobs.objects.copy_to(entry.digest, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _write_tree(self, target: str, tree: Tree) -> None:
+        pending: list[tuple[str, Digest]] = [(target, tree.digest)]
+        for directory, digest in pending:
+            os.mkdir(directory)
+            for name, entry in parse_tree(self._blobs.get(digest)):
+                path = os.path.join(directory, name)
+                match entry:
+                    case File():
+                        self._write_file(path, entry)
+                    case Link():
+                        os.symlink(entry.target, path)
+                    case Tree():
+                        pending.append((path, entry.digest))
+
+    def _swap(self, new: str, full: str, path: str) -> None:
+        old = self._temporary()
+        with suppress(FileNotFoundError):
+            os.rename(full, old)
+        os.rename(new, full)
+        _remove(old)
+
+    def _clear_the_way(self, path: str, full: str) -> None:
+        """What stands at an output's path and is not ours is moved aside, never lost."""
+        try:
+            mode = os.lstat(full).st_mode
+        except FileNotFoundError:
+            return
+        wants_directory = path.endswith("/")
+        if wants_directory and stat.S_ISDIR(mode):
+            for foreign in self._foreign_in(path, full):
+                self.displace(foreign)
+            return
+        if stat.S_ISDIR(mode) or not self._is_ours(path, full):
+            self.displace(path.rstrip("/"))
+        elif wants_directory:
+            os.unlink(full)
+
+    def _is_ours(self, path: str, full: str) -> bool:
+        """Neither our memory nor the store knows its content: then it is somebody's."""
+        try:
+            current = self._stamps.entry(full)
+        except UsageError:
+            return False
+        if current is None or current == self._made.get(path):
+            return True
+        return isinstance(current, File) and self._blobs.objects.has(current.digest)
+
+    def _foreign_in(self, path: str, full: str) -> list[str]:
+        made = self._made.get(path)
+        with suppress(UsageError):
+            if made is not None and self._stamps.tree(full) == made:
+                return []
+        foreign = []
+        for directory, _, names in os.walk(full):
+            for name in names:
+                here = os.path.join(directory, name)
+                relative = os.path.relpath(here, self.root)
+                if not os.path.islink(here) and not self._is_ours(relative, here):
+                    foreign.append(relative)
+        return foreign
+
+    def displace(self, path: str) -> None:
+        """Moves something that is not ours to `.requiem/displaced/RUN/`."""
+        target = os.path.join(self.root, DOT, "displaced", self._run, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.rename(os.path.join(self.root, path), target)
+        shown = os.path.relpath(target, self.root)
+        self._warn(f'"{path}" was not made by Requiem and stood in an output\'s place: moved to {shown}')
+
+    def remove(self, path: str) -> bool:
+        """Takes an output away if it is still as we made it, and its directories if they are empty now."""
+        entry = self._made.pop(path, None)
+        if entry is None or not self.is_right(path, entry):
+            return False
+        full = os.path.join(self.root, path.rstrip("/"))
+        try:
+            self._check_parents(path.rstrip("/"))
+        except UsageError:
+            return False
+        _remove(full)
+        self._stamps.forget(full)
+        self._remove_empty_parents(path.rstrip("/"))
+        return True
+
+    def _remove_empty_parents(self, path: str) -> None:
+        parent = os.path.dirname(path)
+        while parent:
+            try:
+                os.rmdir(os.path.join(self.root, parent))
+            except OSError:
+                return
+            self._parents.discard(parent)
+            parent = os.path.dirname(parent)
+
+    def _check_parents(self, path: str) -> None:
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in path.split("/")[:-1]:
+                below = self._enter(descriptor, part, path, make=False)
+                os.close(descriptor)
+                descriptor = below
+        except FileNotFoundError:
+            pass
+        finally:
+            os.close(descriptor)
+
+    def _make_parents(self, path: str) -> None:
+        """Makes the directories above a path, one by one from the root, following no link."""
+        parent = os.path.dirname(path)
+        if not parent or (parent in self._parents and os.path.isdir(os.path.join(self.root, parent))):
+            return
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parent.split("/"):
+                below = self._enter(descriptor, part, path, make=True)
+                os.close(descriptor)
+                descriptor = below
+        except OSError as error:
+            raise EnvironmentFault(
+                f'cannot make the directory of "{path}"', facts=[("cause", error.strerror or str(error))]
+            ) from error
+        finally:
+            os.close(descriptor)
+        self._parents.add(parent)
+
+    def _enter(self, descriptor: int, part: str, path: str, *, make: bool) -> int:
+        try:
+            return os.open(part, _DIRECTORY, dir_fd=descriptor)
+        except FileNotFoundError:
+            if not make:
+                raise
+            with suppress(FileExistsError):
+                os.mkdir(part, dir_fd=descriptor)
+            return os.open(part, _DIRECTORY, dir_fd=descriptor)
+        except OSError:
+            mode = os.stat(part, dir_fd=descriptor, follow_symlinks=False).st_mode
+            if stat.S_ISLNK(mode):
+                raise UsageError(
+                    f'the output "{path}" lies behind a symlink, "{part}"',
+                    hint="replace the symlink by a directory: outputs are laid out only inside the workspace",
+                ) from None
+            if stat.S_ISREG(mode):
+                raise UsageError(f'the output "{path}" lies below "{part}", which is a file') from None
+            raise
+
+    def _temporary(self) -> str:
+        with self._lock:
+            self._counter += 1
+            return os.path.join(self._tmp, f"{os.getpid()}-{self._counter}")
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def tracked_by_git(root: str, paths: list[str]) -> list[str]:
+    """Which of the workspace's paths git tracks (a directory stands for all below it); none without git."""
+    directory = root
+    while not os.path.exists(os.path.join(directory, ".git")):
+        parent = os.path.dirname(directory)
+        if parent == directory:
+            return []
+        directory = parent
+    found: list[str] = []
+    for start in range(0, len(paths), 500):
+        command = ["git", "-C", root, "ls-files", "-z", "--", *(f":(literal){p}" for p in paths[start : start + 500])]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except OSError:
+            return []
+        if done.returncode == 0:
+            found.extend(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
+    return found

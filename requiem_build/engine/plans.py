@@ -1,0 +1,143 @@
+"""The plan: made from the manifest, or remembered from the last run if everything it rested on still holds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from typing import Any
+
+from .. import __version__
+from ..core.digest import object_digest
+from ..core.instance import Input, Instance, Plan, Root
+from ..core.policy import Limits, Policy
+from . import evidence, sealed
+from .workspace import DOT, Files, WorkspaceListing
+
+KEPT_MAX = 8
+Patterns = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What was asked for: a plan answers exactly one question."""
+
+    manifest: str
+    targets: tuple[str, ...]
+    tags: tuple[str, ...]
+    profile: str | None
+    sets: tuple[tuple[str, str], ...]
+    cwd: str
+    platform: tuple[tuple[str, str], ...]
+    user_roots: str = ""
+
+    def digest(self) -> str:
+        return object_digest(repr((__version__, *(getattr(self, f.name) for f in fields(self)))).encode())
+
+
+@dataclass(slots=True)
+class Planned:
+    """`offers` holds what each `discover` matches among the sources; `manifest` each file's digest."""
+
+    plan: Plan
+    offers: dict[Patterns, tuple[str, ...]]
+    manifest: dict[str, str | None]
+    evidence: dict[str, evidence.Item]
+    made_now: bool
+    store_settings: Mapping[str, object]
+
+
+def obtain(root: str, question: Question, seal: bytes, user_roots: Mapping[str, object]) -> Planned:
+    remembered = _load(root, question, seal)
+    return remembered if remembered is not None else _make(root, question, user_roots)
+
+
+def _make(root: str, question: Question, user_roots: Mapping[str, object]) -> Planned:
+    from ..core.manifest import load_manifest
+    from ..core.patterns import match_sources
+    from ..core.plan import make_plan
+
+    files, listing = Files(root), WorkspaceListing(root)
+    manifest = load_manifest(
+        files.read, question.manifest, profile=question.profile, sets=dict(question.sets), user_roots=user_roots
+    )
+    plan = make_plan(
+        manifest, question.targets, listing, tags=question.tags, platform=dict(question.platform), cwd=question.cwd
+    )
+    asked = {instance.discover for instance in plan.instances.values() if instance.discover}
+    offers = {patterns: tuple(match_sources(patterns, listing, plan.declared)) for patterns in sorted(asked)}
+    digests = {
+        path: None if content is None else str(object_digest(content)) for path, content in files.contents.items()
+    }
+    outputs = evidence.Outputs(plan.declared)
+    found = evidence.gather(root, {**listing.stamps, **files.stamps}, outputs)
+    return Planned(plan, offers, digests, found, True, manifest.store)
+
+
+def _path(root: str, question: Question) -> str:
+    return os.path.join(root, DOT, "plans", question.digest()[:24])
+
+
+def _load(root: str, question: Question, seal: bytes) -> Planned | None:
+    value = sealed.load(_path(root, question), seal)
+    if value is None:
+        return None
+    instances, roots, pools, declared, warnings, offers, manifest, found, store_settings = value
+    if not evidence.still_holds(root, found, evidence.Outputs(declared)):
+        return None
+    plan = Plan(
+        {row[0]: _instance(row) for row in instances},
+        {row[0]: Root(*row) for row in roots},
+        pools,
+        declared,
+        tuple(warnings),
+    )
+    return Planned(plan, offers, manifest, found, False, store_settings)
+
+
+def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
+    """Remembers a plan; the oldest beyond a few are dropped."""
+    plan = planned.plan
+    value = (
+        [_row(instance) for instance in plan.instances.values()],
+        [tuple(getattr(r, f.name) for f in fields(Root)) for r in plan.roots.values()],
+        dict(plan.pools),
+        dict(plan.declared),
+        plan.warnings,
+        planned.offers,
+        planned.manifest,
+        planned.evidence,
+        dict(planned.store_settings),
+    )
+    path = _path(root, question)
+    with suppress(OSError):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        sealed.save(path, seal, value)
+        kept = sorted(os.scandir(os.path.dirname(path)), key=lambda item: -item.stat().st_mtime_ns)
+        for item in kept[KEPT_MAX:]:
+            os.unlink(item.path)
+
+
+_NAMES: Sequence[str] = tuple(f.name for f in fields(Instance))
+
+
+def _row(instance: Instance) -> tuple[Any, ...]:
+    return tuple(_plain(getattr(instance, name)) for name in _NAMES)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Input | Policy | Limits):
+        return tuple(getattr(value, f.name) for f in fields(value))
+    if isinstance(value, tuple) and value and isinstance(value[0], Input):
+        return tuple((item.path, item.producer, item.late) for item in value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _instance(row: tuple[Any, ...]) -> Instance:
+    values = dict(zip(_NAMES, row, strict=True))
+    values["inputs"] = tuple(Input(*item) for item in values["inputs"])
+    values["stdin"] = None if values["stdin"] is None else Input(*values["stdin"])
+    values["policy"] = Policy(*values["policy"])
+    values["limits"] = Limits(*values["limits"])
+    return Instance(**values)

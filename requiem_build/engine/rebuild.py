@@ -1,0 +1,115 @@
+"""Must a request be run, or is its result known? Three answers of one shape: Cached, Always, Predicted.
+
+A rebuilder knows requests, records and an executor. It does not know steps, the workspace or time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..core.entries import Entry
+from ..core.policy import Limits
+from ..core.request import Request
+from ..core.result import Record, Result
+from ..executors.base import Executor, Ran
+from ..executors.local import discovered_now
+from ..store.layout import Store
+from ..store.records import Kept
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A request to be answered. `keep_inputs` puts all it names into the store, before it is run."""
+
+    request: Request
+    offered: Mapping[str, Entry]
+    limits: Limits
+    keep_inputs: Callable[[], None]
+    started: Callable[[], None]
+    asserted: tuple[str, ...] = ()
+    remember: bool = True
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """`ran` is None for a hit and for a prediction; `result` is None only for a predicted miss."""
+
+    request: Request
+    result: Result | None
+    record: Record | None
+    ran: Ran | None
+    diverged: bool = False
+    same_as: str = ""
+    """The step of this run that asked the same and was answered first."""
+
+
+class Rebuilder(Protocol):
+    def build(self, wanted: Wanted) -> Built: ...
+
+
+MakeRecord = Callable[[Ran, Wanted], Record]
+
+
+def find(store: Store, request: Request, offered: Mapping[str, Entry]) -> tuple[Request, Kept] | None:
+    """The record of a request, all of whose objects are there: by each known path set, newest first."""
+    if not request.discover:
+        candidates = [request]
+    else:
+        sets = store.records.path_sets(request.digest)
+        candidates = [request.with_discovered(discovered_now(paths, offered)) for paths in sets]
+    for candidate in candidates:
+        kept = store.records.find(candidate.digest)
+        if kept is not None and not store.missing(kept.result):
+            return candidate, kept
+    return None
+
+
+class Always:
+    """Runs every request: the yardstick that Cached is tested against. `publish` says whether it remembers."""
+
+    def __init__(self, executor: Executor, store: Store, make_record: MakeRecord, *, publish: bool) -> None:
+        self._executor = executor
+        self._store = store
+        self._make_record = make_record
+        self._publish = publish
+
+    def build(self, wanted: Wanted) -> Built:
+        wanted.started()
+        wanted.keep_inputs()
+        for _ in range(wanted.retries + 1):
+            ran = self._executor.execute(wanted.request, wanted.offered, wanted.limits)
+            if ran.ok or ran.cancelled:
+                break
+        record = self._make_record(ran, wanted)
+        diverged = False
+        if ran.ok and self._publish and wanted.remember:  # A failure is reported, never remembered.
+            if ran.discovered is not None:
+                self._store.records.add_path_set(wanted.request.digest, ran.discovered)
+            kept = self._store.records.publish(ran.request, ran.result, record)
+            diverged = kept.result.digest != ran.result.digest
+        return Built(ran.request, ran.result, record, ran, diverged)
+
+
+class Cached:
+    """Constructive traces: a request seen before gives the result that it gave then."""
+
+    def __init__(self, store: Store, otherwise: Rebuilder) -> None:
+        self._store = store
+        self._otherwise = otherwise
+
+    def build(self, wanted: Wanted) -> Built:
+        found = find(self._store, wanted.request, wanted.offered) if wanted.remember else None
+        if found is None:
+            return self._otherwise.build(wanted)
+        request, kept = found
+        return Built(request, kept.result, kept.record, None)
+
+
+class Predicted:
+    """Says hit or miss and runs nothing."""
+
+    def build(self, wanted: Wanted) -> Built:
+        return Built(wanted.request, None, None, None)

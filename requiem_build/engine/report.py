@@ -1,0 +1,57 @@
+"""What a build says when it is over: one line a step, in plan order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..core.events import StepFinished
+
+SCHEMA = "requiem.report/1"
+STATES = ("ran", "hit", "fresh", "failed", "skipped")
+
+
+@dataclass(slots=True)
+class Report:
+    mode: str
+    run: str
+    dry_run: bool = False
+    steps: list[StepFinished] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    exit_code: int = 0
+    duration_ms: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == 0
+
+    def counts(self) -> dict[str, int]:
+        found = Counter(step.state for step in self.steps)
+        names = ("fresh", "hit", "miss", "unknown") if self.dry_run else STATES
+        return {"total": len(self.steps), **{name: found[name] for name in names}}
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "counts": self.counts(),
+            "mode": self.mode,
+            "ok": self.ok,
+            "run": self.run,
+            "schema": SCHEMA,
+            "steps": [step_json(step) for step in self.steps],
+            "warnings": list(self.warnings),
+        }
+
+
+def step_json(step: StepFinished) -> dict[str, object]:
+    return {
+        "duration_ms": step.duration_ms,
+        "exit_code": step.exit_code,
+        "name": step.name,
+        "outputs": list(step.outputs),
+        "reason": step.reason,
+        "request_digest": step.request_digest,
+        "result_digest": step.result_digest,
+        "state": step.state,
+        "termination": step.termination,
+        "warnings": list(step.warnings),
+    }

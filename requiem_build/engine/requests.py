@@ -1,0 +1,158 @@
+"""From an instance and what it depends on to a Request: all that can influence it, by digest."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..core.digest import Digest
+from ..core.entries import Entry, File, Link, Tree
+from ..core.errors import UsageError
+from ..core.instance import Input, Instance
+from ..core.request import Request, by_bytes
+from .surroundings import SYSTEM_ROOT, Surroundings
+from .workspace import Workspace
+
+Made = Mapping[str, Mapping[str, Entry]]
+"""Instance -> its outputs, for everything that a step waits for."""
+
+
+class InputNotMade(Exception):
+    """A step that was to make an input succeeded without making it: the reader fails with these words."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Entries by path, and which of them are sources of the workspace."""
+
+    entries: Mapping[str, Entry]
+    sources: frozenset[str]
+    listed: tuple[str, ...]
+    """The paths in the order of `{{ inputs }}`, late ones resolved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request, and what of it was taken on trust."""
+
+    request: Request
+    asserted: tuple[str, ...]
+
+
+class RequestMaker:
+    """`level` overrides the instances' own; `matcher(pattern)(path)` is the meaning of patterns."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        surroundings: Surroundings,
+        platform: Mapping[str, str],
+        level: str | None,
+    ) -> None:
+        self._workspace = workspace
+        self._surroundings = surroundings
+        self._platform = platform
+        self._level = level
+
+    def level_of(self, instance: Instance) -> str:
+        return self._level or instance.policy.sandbox
+
+    def inputs(self, instance: Instance, made: Made) -> Inputs:
+        entries: dict[str, Entry] = {}
+        sources: set[str] = set()
+        listed: dict[str, None] = {}
+        for item in instance.inputs:
+            if item.producer is None:
+                found = self._workspace.source(item.path, instance.name)
+                sources |= found.keys()
+                listed[item.path] = None
+            else:
+                found = self._made(item, made[item.producer], instance)
+                listed |= dict.fromkeys(found)
+            entries |= found
+        return Inputs(entries, frozenset(sources), tuple(listed))
+
+    def _made(self, item: Input, outputs: Mapping[str, Entry], instance: Instance) -> dict[str, Entry]:
+        if item.late:
+            return self._late(item, outputs)
+        entry = outputs.get(item.path) or self._inside(item.path, outputs)
+        if entry is None:
+            raise InputNotMade(f'reads "{item.path}", which "{item.producer}" did not make')
+        return {item.path: entry}
+
+    def _late(self, item: Input, outputs: Mapping[str, Entry]) -> dict[str, Entry]:
+        from ..core.patterns import compile_pattern
+
+        matches = compile_pattern(item.path)
+        found = {path: entry for path, entry in outputs.items() if item.path == "**" or matches(path)}
+        if not found:
+            raise InputNotMade(f'reads "{item.path}", and "{item.producer}" made nothing that matches')
+        return found
+
+    def _inside(self, path: str, outputs: Mapping[str, Entry]) -> Entry | None:
+        """An entry of a directory output, found through its tree objects."""
+        plain = path.rstrip("/")
+        for top, entry in outputs.items():
+            if not (isinstance(entry, Tree) and (plain + "/").startswith(top)):
+                continue
+            for name in plain[len(top) :].split("/"):
+                if not isinstance(entry, Tree):
+                    return None
+                entry = self._workspace.children_of(entry).get(name)
+                if entry is None:
+                    return None
+            return entry if isinstance(entry, Tree) == path.endswith("/") else None
+        return None
+
+    def make(self, instance: Instance, inputs: Inputs, command: Sequence[str], made: Made) -> Asked:
+        level = self.level_of(instance)
+        surroundings = self._surroundings
+        roots = surroundings.roots_of(instance, made)
+        asserted = [root.asserted for root in roots if root.asserted]
+        if instance.policy.system == "host":
+            asserted.append("system")
+        if instance.policy.network == "host":
+            asserted.append("network")
+        policy = instance.policy if level == instance.policy.sandbox else replace(instance.policy, sandbox=level)
+        request = Request(
+            command=tuple(command),
+            env=surroundings.environment(instance, level),
+            inputs={path: entry.as_input() for path, entry in inputs.entries.items()},
+            outputs=tuple(by_bytes(instance.outputs)),
+            policy=policy,
+            platform=self._platform,
+            cwd=self._cwd(instance, level),
+            secrets=instance.secrets,
+            stdin=self._stdin(instance, made),
+            roots={SYSTEM_ROOT: surroundings.system(), **{root.path: root.digest for root in roots}},
+            tools=surroundings.tools_of(instance, command),
+            discover=tuple(by_bytes(instance.discover)),
+            depfile=instance.depfile,
+            salt=instance.salt,
+        )
+        return Asked(request, tuple(asserted))
+
+    def _cwd(self, instance: Instance, level: str) -> str:
+        """Below strict the real absolute path is part of what the step sees, and so of the request."""
+        if level == "strict":
+            return instance.cwd
+        return posixpath.normpath(posixpath.join(self._workspace.root, instance.cwd))
+
+    def _stdin(self, instance: Instance, made: Made) -> Digest | None:
+        if instance.stdin is None:
+            return None
+        item = instance.stdin
+        found = (
+            self._workspace.source(item.path, instance.name)
+            if item.producer is None
+            else self._made(item, made[item.producer], instance)
+        )
+        entry = next((e for e in reversed(found.values()) if not isinstance(e, Link)), None)
+        if not isinstance(entry, File):
+            raise UsageError(f'step "{instance.name}" has the stdin "{item.path}", which is not a file')
+        return entry.digest

@@ -1,0 +1,92 @@
+"""Disposable caches that may be lost at any time and are never believed when anyone else wrote them.
+
+A file holds a marshalled value under a keyed BLAKE3 seal. The key is this user's own
+(`$XDG_CACHE_HOME/requiem/seal`), so a cache that came with a clone, was damaged or was made by
+another version reads as absent. Marshal is safe here because nothing unsealed is ever unmarshalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from blake3 import blake3
+
+from .. import __version__
+
+_MAGIC = f"requiem cache 1 {__version__} {sys.hexversion:x}\n".encode()
+_SEAL_BYTES = 32
+
+
+def cache_home(environment: Mapping[str, str]) -> str:
+    """`$XDG_CACHE_HOME/requiem`, or `~/.cache/requiem`: facts of this machine that all workspaces share."""
+    base = environment.get("XDG_CACHE_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.join(environment.get("HOME") or os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "requiem")
+
+
+def seal_key(home: str) -> bytes:
+    """This user's key, made on first use. Where none can be kept, a fresh one: nothing old is believed."""
+    path = os.path.join(home, "seal")
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            _make_key(home, path)
+            continue
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            key = file.read(_SEAL_BYTES + 1)
+        if len(key) == _SEAL_BYTES and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077:
+            return key
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+    return os.urandom(_SEAL_BYTES)
+
+
+def _make_key(home: str, path: str) -> None:
+    temporary = f"{path}.{os.getpid()}"
+    with contextlib.suppress(OSError):
+        os.makedirs(home, mode=0o700, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(_SEAL_BYTES))
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # The first of two processes wins, and both use its key.
+        os.unlink(temporary)
+
+
+def load(path: str, key: bytes) -> Any:
+    """The value saved at a path; None if there is none that can be believed."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError:
+        return None
+    head = len(_MAGIC)
+    body = content[head + _SEAL_BYTES :]
+    if content[:head] != _MAGIC or blake3(body, key=key).digest() != content[head : head + _SEAL_BYTES]:
+        return None
+    try:
+        return marshal.loads(body)
+    except (EOFError, ValueError, TypeError):
+        return None
+
+
+def save(path: str, key: bytes, value: object) -> None:
+    """Saves what `marshal` can hold. A cache that cannot be written is no error."""
+    body = marshal.dumps(value)
+    temporary = f"{path}.{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_MAGIC + blake3(body, key=key).digest() + body)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)

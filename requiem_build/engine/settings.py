@@ -1,0 +1,94 @@
+"""The user's own configuration: `$XDG_CONFIG_HOME/requiem/config.toml`, then the environment. Machine paths live here."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.errors import EnvironmentFault, UsageError
+from ..core.policy import LEVELS
+
+_KEYS: Mapping[str, Mapping[str, type]] = {
+    "store": {"path": str, "max_size": str},
+    "build": {"jobs": int, "mode": str, "sandbox": str},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    store_path: str | None = None
+    jobs: int | None = None
+    mode: str | None = None
+    sandbox: str | None = None
+    roots: Mapping[str, Any] = field(default_factory=dict)
+
+
+def config_path(environment: Mapping[str, str]) -> str:
+    base = environment.get("XDG_CONFIG_HOME", "")
+    if not base.startswith("/"):
+        base = os.path.join(environment.get("HOME") or os.path.expanduser("~"), ".config")
+    return os.path.join(base, "requiem", "config.toml")
+
+
+def load_settings(environment: Mapping[str, str]) -> Settings:
+    """Raises UsageError that names the file for an unknown key or a bad value."""
+    path = config_path(environment)
+    value = _read(path)
+    for table, keys in value.items():
+        if table == "roots" and isinstance(keys, dict):
+            continue
+        if table not in _KEYS or not isinstance(keys, dict):
+            raise _unknown(path, table, [*_KEYS, "roots"])
+        for key, item in keys.items():
+            if key not in _KEYS[table]:
+                raise _unknown(path, f"{table}.{key}", [f"{table}.{name}" for name in _KEYS[table]])
+            if type(item) is not _KEYS[table][key]:
+                raise UsageError(
+                    f"{table}.{key} must be {_KEYS[table][key].__name__}, not {type(item).__name__}",
+                    facts=[("configuration", path)],
+                )
+    store, build = value.get("store", {}), value.get("build", {})
+    sandbox = environment.get("REQUIEM_SANDBOX") or build.get("sandbox")
+    if sandbox is not None and sandbox not in LEVELS:
+        raise UsageError(f"sandbox level {sandbox!r} is none of {', '.join(LEVELS)}", facts=[("configuration", path)])
+    return Settings(
+        store_path=environment.get("REQUIEM_CAS_DIR") or store.get("path"),
+        jobs=_jobs(environment.get("REQUIEM_JOBS"), build.get("jobs")),
+        mode=build.get("mode"),
+        sandbox=sandbox,
+        roots=value.get("roots", {}),
+    )
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(
+            "the user's configuration is not valid TOML", facts=[("configuration", path), ("cause", str(error))]
+        ) from error
+    except OSError as error:
+        raise EnvironmentFault(
+            "the user's configuration cannot be read", facts=[("configuration", path), ("cause", error.strerror or "")]
+        ) from error
+
+
+def _unknown(path: str, key: str, known: list[str]) -> UsageError:
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known)}"
+    return UsageError(f'unknown key "{key}" in the user\'s configuration', facts=[("configuration", path)], hint=hint)
+
+
+def _jobs(text: str | None, configured: int | None) -> int | None:
+    if text is None:
+        return configured
+    if not text.isdigit() or not 0 < int(text) <= 4096:
+        raise UsageError(f"REQUIEM_JOBS is {text!r}, not a number of jobs from 1 to 4096")
+    return int(text)

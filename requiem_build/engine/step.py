@@ -1,0 +1,357 @@
+"""One step of a build, from what it depends on to its outputs in the workspace.
+
+    inputs -> request -> fresh? -> rebuilder (hit or run) -> laid out -> Outcome
+
+It runs in a worker thread and knows nothing of order: the schedule has seen to that.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+
+from ..core.digest import Digest
+from ..core.entries import Entry, digests_of
+from ..core.errors import CorruptObject, MissingObject
+from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
+from ..core.instance import Instance
+from ..core.request import Request
+from ..executors.local import discovered_now
+from ..store.layout import Store
+from . import explain, hints
+from .layout import Layout
+from .memory import Memory, Remembered
+from .rebuild import Built, Rebuilder, Wanted, find
+from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
+from .workspace import InputChanged, Workspace
+
+SAME = "same request as"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """`outputs` is what dependents see. `known` is false in a dry run, where a miss's outputs are not known."""
+
+    ok: bool
+    outputs: Mapping[str, Entry]
+    finished: StepFinished | None
+    remembered: Remembered | None = None
+    known: bool = True
+    built: Built | None = None
+
+
+@dataclass(slots=True)
+class Performer:
+    """Everything that steps share. `use_cache` is false for `--cache off` and `wo`, which also ignore what is fresh."""
+
+    instances: Mapping[str, Instance]
+    offers: Mapping[tuple[str, ...], tuple[str, ...]]
+    maker: RequestMaker
+    workspace: Workspace
+    store: Store
+    memory: Memory
+    layout: Layout
+    rebuilder: Rebuilder
+    emit: Listener
+    variant: str
+    use_cache: bool
+    dry_run: bool
+    verbose: bool
+    ran_unremembered: bool = False
+    """Whether a step ran that runs each time: then there is never nothing to do."""
+    _flights: dict[Digest, tuple[str, Future[Built]]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def perform(self, name: str, needed: Mapping[str, Outcome]) -> Outcome:
+        instance = self.instances[name]
+        made = {need: outcome.outputs for need, outcome in needed.items()}
+        known = all(outcome.known for outcome in needed.values())
+        if instance.is_group:
+            merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
+            return Outcome(True, merged, None, known=known)
+        if not known:
+            return Outcome(
+                True,
+                {},
+                StepFinished(name, "unknown", reason="it waits for a miss", outputs=instance.outputs),
+                known=False,
+            )
+        try:
+            return self._attempt(instance, made)
+        except InputNotMade as missing:
+            return self._failed_before(instance, missing.what)
+        except InputChanged as changed:
+            self.emit_warning(f'input "{changed.path}" of "{name}" changed during the build: trying once more')
+        except (CorruptObject, MissingObject) as lost:
+            self.emit_warning(f"{lost.what}: it is made again")
+            self.workspace.blobs.forget_all()
+        try:
+            return self._attempt(instance, made)
+        except InputChanged as changed:
+            return self._failed_before(instance, f'input "{changed.path}" changed during the build')
+
+    def emit_warning(self, text: str) -> None:
+        self.emit(Warned(text))
+
+    def _failed_before(self, instance: Instance, failure: str) -> Outcome:
+        finished = StepFinished(instance.name, "failed", reason=failure, failure=failure, outputs=instance.outputs)
+        return Outcome(False, {}, finished)
+
+    def _attempt(self, instance: Instance, made: Made) -> Outcome:
+        inputs = self.maker.inputs(instance, made)
+        command, shown = self._command(instance, inputs)
+        asked = self.maker.make(instance, inputs, command, made)
+        offered = self._offered(instance, made)
+        refusal = self._why_not_remembered(instance, asked.request)
+        if self.use_cache and not refusal:
+            fresh = self._fresh(instance, asked.request, offered)
+            if fresh is not None:
+                return fresh
+        self.ran_unremembered |= bool(refusal)
+        if self.dry_run:
+            return self._predict(instance, asked.request, offered, refusal)
+        reason = refusal or self._reason(instance, asked.request, offered)
+        built = self._build(instance, inputs, asked, offered, reason, shown, remember=not refusal)
+        return self._conclude(instance, inputs, built, reason, offered)
+
+    def _command(self, instance: Instance, inputs: Inputs) -> tuple[tuple[str, ...], str]:
+        if not instance.late:
+            return instance.command, instance.shown
+        from ..core.templates import render_late
+
+        return render_late(instance.late, inputs.listed)
+
+    def _offered(self, instance: Instance, made: Made) -> dict[str, Entry]:
+        """What `discover` matches now: sources, and outputs of the steps that come first because of it."""
+        if not instance.discover:
+            return {}
+        from ..core.patterns import matches_any
+
+        offered: dict[str, Entry] = {}
+        for path in self.offers[instance.discover]:
+            entry = self.workspace.entry(path)
+            if entry is not None:
+                offered[path] = entry
+        for producer in instance.after:
+            for path, entry in made[producer].items():
+                if not path.endswith("/") and matches_any(instance.discover, path):
+                    offered[path] = entry
+        return offered
+
+    def _why_not_remembered(self, instance: Instance, request: Request) -> str:
+        if not instance.cache:
+            return "cache = false: it runs each time"
+        if request.policy.sandbox == "none":
+            return "sandbox none: it runs each time"
+        if request.policy.network == "host" and not instance.lock:
+            return 'network = "host" without lock: it runs each time'
+        return ""
+
+    # Fresh: nothing to do, the workspace is already right
+
+    def _fresh(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> Outcome | None:
+        remembered = self.memory.steps.get(instance.name)
+        if remembered is None:
+            return None
+        if remembered.discovered is not None:
+            request = request.with_discovered(discovered_now(remembered.discovered, offered))
+        if request.digest != remembered.request_digest or not self._in_place(instance, remembered.outputs):
+            return None
+        return Outcome(
+            True,
+            remembered.outputs,
+            StepFinished(
+                instance.name,
+                "fresh",
+                request.digest,
+                remembered.result_digest,
+                exit_code=0,
+                termination="exited",
+                reason="up to date",
+                outputs=instance.outputs,
+                warnings=remembered.warnings,
+            ),
+            replace(remembered, variant=self.variant),
+        )
+
+    def _in_place(self, instance: Instance, outputs: Mapping[str, Entry]) -> bool:
+        if instance.lay_out:
+            return all(self.layout.is_right(path, entry) for path, entry in outputs.items())
+        return all(self.store.objects.has(digest) for digest in digests_of(outputs.values()))
+
+    # Hit, or run
+
+    def _predict(self, instance: Instance, request: Request, offered: Mapping[str, Entry], refusal: str) -> Outcome:
+        found = find(self.store, request, offered) if self.use_cache and not refusal else None
+        if found is None:
+            reason = refusal or self._reason(instance, request, offered)
+            finished = StepFinished(instance.name, "miss", request.digest, reason=reason, outputs=instance.outputs)
+            return Outcome(True, {}, finished, known=False)
+        final, kept = found
+        in_place = self._in_place(instance, kept.result.outputs)
+        finished = StepFinished(
+            instance.name,
+            "fresh" if in_place else "hit",
+            final.digest,
+            kept.result.digest,
+            exit_code=0,
+            termination="exited",
+            reason="up to date" if in_place else "in the store",
+            outputs=instance.outputs,
+        )
+        return Outcome(True, kept.result.outputs, finished)
+
+    def _build(
+        self,
+        instance: Instance,
+        inputs: Inputs,
+        asked: Asked,
+        offered: Mapping[str, Entry],
+        reason: str,
+        shown: str,
+        *,
+        remember: bool,
+    ) -> Built:
+        def started() -> None:
+            for warning in self._suspicious(instance, inputs, shown):
+                self.emit_warning(warning)
+            self.emit(StepStarted(instance.name, shown, reason))
+
+        wanted = Wanted(
+            asked.request,
+            offered,
+            instance.limits,
+            keep_inputs=lambda: self._keep(instance, inputs, offered),
+            started=started,
+            asserted=asked.asserted,
+            remember=remember,
+            retries=instance.retries,
+        )
+        if not remember:
+            return self.rebuilder.build(wanted)
+        return self._single_flight(instance.name, wanted)
+
+    def _single_flight(self, name: str, wanted: Wanted) -> Built:
+        """Equal requests of one run are answered once; the others take the first one's answer."""
+        digest = wanted.request.digest
+        with self._lock:
+            flight = self._flights.get(digest)
+            if flight is None or flight[0] == name:  # The first, or the first once more.
+                flight = self._flights[digest] = (name, Future())
+        first, future = flight
+        if first != name:
+            built = future.result()
+            return replace(built, ran=None, same_as=first) if built.result is not None and built.result.ok else built
+        try:
+            built = self.rebuilder.build(wanted)
+        except BaseException as error:
+            with self._lock:  # It may be tried again, as after a changed input.
+                self._flights.pop(digest, None)
+            future.set_exception(error)
+            raise
+        future.set_result(built)
+        return built
+
+    def _keep(self, instance: Instance, inputs: Inputs, offered: Mapping[str, Entry]) -> None:
+        """Puts every source that the request names into the store; what other steps made is there already."""
+        for path, entry in (*inputs.entries.items(), *offered.items()):
+            self.workspace.keep(path, entry)
+        if instance.stdin is not None and instance.stdin.producer is None:
+            for path, entry in self.workspace.source(instance.stdin.path, instance.name).items():
+                self.workspace.keep(path, entry)
+
+    def _suspicious(self, instance: Instance, inputs: Inputs, shown: str) -> list[str]:
+        """Words of the command that name an existing file of the workspace which the step will not see."""
+        return hints.undeclared_arguments(
+            instance,
+            shown,
+            self.workspace.root,
+            visible={*inputs.entries, *(self.offers.get(instance.discover) or ())},
+        )
+
+    def _conclude(
+        self, instance: Instance, inputs: Inputs, built: Built, reason: str, offered: Mapping[str, Entry]
+    ) -> Outcome:
+        result, ran = built.result, built.ran
+        assert result is not None
+        warnings = ["gave another result than before for the same request"] if built.diverged else []
+        failure = ran.failure if ran is not None else ""
+        if ran is not None and ran.undeclared and (self.verbose or failure):
+            warnings.append("made and did not declare: " + ", ".join(ran.undeclared[:10]))
+        if result.stdout.truncated or result.stderr.truncated:
+            warnings.append("captured output was cut at max_output_bytes")
+        changed = False
+        if not failure and instance.lay_out:
+            previous = self.memory.steps.get(instance.name)
+            changed = self.layout.lay_out(result.outputs, previous.outputs if previous else ())
+        state: StepState = "failed" if failure else "ran" if ran is not None else "hit" if changed else "fresh"
+        if built.same_as:
+            state, reason = "hit", f"{SAME} {built.same_as}"
+        elif state in ("hit", "fresh"):
+            reason = "restored from the store" if state == "hit" else "up to date"
+        finished = StepFinished(
+            instance.name,
+            state,
+            built.request.digest,
+            result.digest,
+            exit_code=result.exit_code,
+            termination=result.termination,
+            reason=reason,
+            duration_ms=ran.duration_ms if ran is not None else 0,
+            outputs=instance.outputs,
+            warnings=tuple(warnings),
+            failure=failure,
+            hints=self._hints(instance, inputs, built, offered) if failure else (),
+            stdout_digest=result.stdout.digest,
+            stderr_digest=result.stderr.digest,
+            record=built.record.as_json() if built.record is not None and ran is not None else None,
+        )
+        if failure:
+            return Outcome(False, {}, finished, built=built)
+        return Outcome(True, result.outputs, finished, self._remember(built, finished), built=built)
+
+    def _remember(self, built: Built, finished: StepFinished) -> Remembered:
+        assert built.result is not None
+        previous = self.memory.steps.get(finished.name)
+        duration_ms = built.record.duration_ms if built.record else previous.duration_ms if previous else 0
+        discovered = None if built.request.discovered is None else tuple(built.request.discovered)
+        return Remembered(
+            built.request.digest,
+            built.result.digest,
+            built.result.outputs,
+            duration_ms,
+            discovered,
+            self.variant,
+            tuple(w for w in finished.warnings if w.startswith("captured output")),
+        )
+
+    def _hints(self, instance: Instance, inputs: Inputs, built: Built, offered: Mapping[str, Entry]) -> tuple[str, ...]:
+        ran = built.ran
+        if ran is None:
+            return ()
+        text = (ran.stderr + b"\n" + ran.stdout).decode("utf-8", "replace") + "\n" + ran.failure
+        return hints.for_failure(
+            instance, text, self.workspace.root, visible={*inputs.entries, *offered}, request=built.request
+        )
+
+    # Why
+
+    def _reason(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> str:
+        """Why this is not fresh, by the request that was last answered here."""
+        if instance.name in self.memory.failed:
+            return "it failed last time"
+        remembered = self.memory.steps.get(instance.name)
+        if remembered is None:
+            return "never built here"
+        kept = self.store.records.find(Digest(remembered.request_digest))
+        if kept is None:
+            return "its last request is gone from the store"
+        if remembered.discovered is not None:
+            request = request.with_discovered(discovered_now(remembered.discovered, offered))
+        if request.digest == remembered.request_digest:
+            gone = [path for path, entry in remembered.outputs.items() if not self.layout.is_right(path, entry)]
+            return f"output {gone[0]} is missing or changed" if gone else "its result is gone from the store"
+        return explain.short_reason(json.loads(kept.request), request.as_json())

@@ -1,0 +1,206 @@
+"""Everything a step sees besides its inputs: the system, other roots, tools and environment, each by its digest."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from ..core import canonical
+from ..core.digest import Digest, object_digest
+from ..core.entries import Entry, File, Link, Tree
+from ..core.errors import SourceMissing, UnknownName
+from ..core.instance import Instance, Root
+from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
+from .stamps import Stamps
+
+SYSTEM_ROOT = "/usr"
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|AUTH|API_?KEY|ACCESS_?KEY|SESSION|COOKIE", re.I)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One root as a request names it. `asserted` says what was taken on trust, or is empty."""
+
+    path: str
+    digest: Digest
+    asserted: str = ""
+
+
+class Surroundings:
+    """Digests of roots and tools, each computed once a run. `system` gives the digest of the system view."""
+
+    def __init__(
+        self,
+        workspace: str,
+        roots: Mapping[str, Root],
+        stamps: Stamps,
+        system: Callable[[], Digest],
+        lookup: Callable[[str, Sequence[str]], str | None],
+        host_env: Mapping[str, str],
+    ) -> None:
+        self.workspace = workspace
+        self.host_env = host_env
+        self._roots = roots
+        self._stamps = stamps
+        self._system = system
+        self._lookup = lookup
+        self._system_digest: Digest | None = None
+        self._seen: dict[str, Seen] = {}
+        self._tools: dict[tuple[str, tuple[str, ...]], Digest | None] = {}
+        self._files: dict[str, Mapping[str, str]] = {}
+
+    def system(self) -> Digest:
+        if self._system_digest is None:
+            self._system_digest = self._system()
+        return self._system_digest
+
+    # Roots
+
+    def root_path(self, root: Root) -> str:
+        """As requests spell it: absolute, or relative to the workspace's root."""
+        path = os.path.expanduser(root.path) if root.path.startswith("~") else root.path
+        if path.startswith("/"):
+            inside = os.path.relpath(path, self.workspace)
+            return path.rstrip("/") if inside.startswith("..") else inside
+        return path.rstrip("/")
+
+    def host_path(self, root: Root) -> str:
+        return os.path.join(self.workspace, self.root_path(root))
+
+    def roots_of(self, instance: Instance, made: Mapping[str, Mapping[str, Entry]]) -> list[Seen]:
+        """The instance's roots without the system. `made` maps a producer to its outputs."""
+        seen = []
+        for name in instance.roots:
+            root = self._roots[name]
+            outputs = made.get(root.producer or "", {})
+            tree = outputs.get(self.root_path(root) + "/")
+            if isinstance(tree, Tree):
+                seen.append(Seen(self.root_path(root), tree.digest))
+            else:
+                seen.append(self._root(root))
+        return seen
+
+    def _root(self, root: Root) -> Seen:
+        known = self._seen.get(root.name)
+        if known is None:
+            known = self._seen[root.name] = self._look(root)
+        return known
+
+    def _look(self, root: Root) -> Seen:
+        path, full = self.root_path(root), self.host_path(root)
+        if root.key:
+            entries = {key: self._key_entry(root, key) for key in root.key}
+            content = canonical.encode_plain({key: entry.as_output() for key, entry in entries.items()})
+            return Seen(path, object_digest(content), asserted=f"root {root.name} by {', '.join(root.key)}")
+        tree = self._stamps.tree(full, special_ok=True)
+        if tree is None:
+            raise SourceMissing(f'root "{root.name}" is not a directory: "{root.path}"', facts=[("path", full)])
+        return Seen(path, tree.digest)
+
+    def _key_entry(self, root: Root, key: str) -> File | Link:
+        entry = self._stamps.entry(os.path.join(self.workspace, os.path.expanduser(key)))
+        if entry is None:
+            raise SourceMissing(f'root "{root.name}" is keyed by "{key}", which does not exist')
+        return entry
+
+    # Tools
+
+    def search_path(self, instance: Instance) -> list[str]:
+        """Host directories in the order in which the step's PATH searches."""
+        return [os.path.join(self.workspace, path) for path in instance.policy.path] + BASE_PATH.split(":")
+
+    def tools_of(self, instance: Instance, command: Sequence[str]) -> dict[str, Digest]:
+        """What argv[0] and `tools` resolve to, by content. Raises UnknownName for a tool that is nowhere."""
+        search = tuple(self.search_path(instance))
+        found: dict[str, Digest] = {}
+        for name in instance.tools:
+            digest = self._tool(name, search)
+            if digest is None:
+                raise UnknownName(
+                    f'step "{instance.name}" asks for the tool "{name}", which is not in its PATH',
+                    facts=[("step", instance.name), ("PATH", ":".join(search))],
+                    hint="install it, or declare the directory that holds it as a root and put it into `path`",
+                )
+            found[name] = digest
+        program = command[0]
+        if "/" not in program or program.startswith("/"):
+            digest = self._tool(program, search)
+            if digest is not None:
+                found[program] = digest
+        return found
+
+    def _tool(self, name: str, search: tuple[str, ...]) -> Digest | None:
+        key = (name, search)
+        if key not in self._tools:
+            path = name if name.startswith("/") else self._lookup(name, search)
+            self._tools[key] = self._program(path) if path else None
+        return self._tools[key]
+
+    def _program(self, path: str) -> Digest | None:
+        entry = self._stamps.entry(os.path.realpath(path))
+        return entry.digest if isinstance(entry, File) else None
+
+    # Environment
+
+    def environment(self, instance: Instance, sandbox: str) -> dict[str, str]:
+        """World 1, then the manifest's, then what is passed: the whole environment that the step sees."""
+        env = dict(WORLD_ENVIRONMENT) if sandbox != "none" else {}
+        prefix = WORKSPACE if sandbox == "strict" else self.workspace
+        if instance.policy.path and sandbox != "none":
+            extra = [os.path.join(prefix, path) for path in instance.policy.path]
+            env["PATH"] = ":".join([*extra, BASE_PATH])
+        for path in instance.env_file:
+            env |= self._env_file(path, instance)
+        env |= instance.env
+        for name in self.passed(instance):
+            env[name] = self.host_env[name]
+        return env
+
+    def passed(self, instance: Instance) -> list[str]:
+        return passed_names(instance.pass_env, self.host_env)
+
+    def _env_file(self, path: str, instance: Instance) -> Mapping[str, str]:
+        if path not in self._files:
+            full = os.path.join(self.workspace, path)
+            if self._stamps.entry(full) is None:
+                raise SourceMissing(f'step "{instance.name}" names the env_file "{path}", which does not exist')
+            with open(full, "rb") as file:
+                self._files[path] = parse_env_file(file.read(), path)
+        return self._files[path]
+
+
+def passed_names(patterns: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Names of host variables that `pass_env` lets through: secret-like ones only by their exact name."""
+    names: set[str] = set()
+    for pattern in patterns:
+        if pattern.startswith("!"):
+            names = {name for name in names if not fnmatchcase(name, pattern[1:])}
+        elif any(c in pattern for c in "*?["):
+            names |= {n for n in environment if fnmatchcase(n, pattern) and not _SECRET.search(n)}
+        elif pattern in environment:
+            names.add(pattern)
+    return sorted(names)
+
+
+def parse_env_file(content: bytes, path: str) -> dict[str, str]:
+    """`NAME=value` lines; blank lines, `#` comments, a leading `export` and one pair of quotes are understood."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceMissing(f'env_file "{path}" is not UTF-8 at byte {error.start}') from error
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        plain = line.strip().removeprefix("export ").strip()
+        if not plain or plain.startswith("#"):
+            continue
+        name, equals, value = plain.partition("=")
+        name, value = name.strip(), value.strip()
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise SourceMissing(f'env_file "{path}" line {number} is not NAME=value', facts=[("line", line[:80])])
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        found[name] = value
+    return found

@@ -1,0 +1,246 @@
+"""Takes a finished step's outputs out of its workspace and into the store.
+
+Everything below the workspace's descriptor is hostile: no symlink is followed, no special file is
+opened, no walk recurses. Files are copied while they are hashed, after every process is dead.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ..core.digest import Digest
+from ..core.entries import Entry, File, Link, Tree, make_tree
+from ..core.policy import WORKSPACE
+from .blobs import EACH_MAX, Blobs
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WILD = frozenset("*?[")
+LISTED_MAX = 10
+
+
+class NotCollected(Exception):
+    """An output is missing or is nothing that can be kept: the step fails with these words."""
+
+    def __init__(self, what: str, termination: str = "exited") -> None:
+        super().__init__(what)
+        self.what = what
+        self.termination = termination
+
+
+@dataclass(slots=True)
+class Collector:
+    """`workspace` is a directory descriptor; `matcher` says whether a path matches a declared output pattern.
+
+    `visible` are the absolute directories that every step with these roots sees: a symlink may lead there.
+    """
+
+    blobs: Blobs
+    workspace: int
+    matcher: Callable[[str], Callable[[str], bool]]
+    visible: Sequence[str] = ("/usr",)
+    size_max: int | None = None
+    _size: int = field(default=0, init=False)
+
+    def collect(self, declared: Sequence[str], inputs: Collection[str]) -> dict[str, Entry]:
+        """Every declared output's entry. Raises NotCollected for the first that cannot be had."""
+        found: dict[str, Entry] = {}
+        for path in declared:
+            if is_pattern(path):
+                found |= self._pattern(path, inputs)
+            elif path.endswith("/"):
+                found[path] = self._tree(path)
+            else:
+                found[path] = self._single(path)
+        return found
+
+    def _single(self, path: str) -> Entry:
+        parent = self._open_parent(path)
+        if parent is None:
+            raise NotCollected(f'declared output "{path}" was not produced')
+        try:
+            return self._take(parent, posixpath.basename(path), path)
+        finally:
+            os.close(parent)
+
+    def _take(self, directory: int, name: str, path: str) -> File | Link:
+        try:
+            found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            raise NotCollected(f'declared output "{path}" was not produced') from None
+        if stat.S_ISLNK(found.st_mode):
+            return Link(self._checked_target(path, os.readlink(name, dir_fd=directory)))
+        if stat.S_ISDIR(found.st_mode):
+            raise NotCollected(f'declared output "{path}" is a directory: declare it as "{path}/"')
+        if not stat.S_ISREG(found.st_mode):
+            raise NotCollected(f'declared output "{path}" is neither a file, a symlink nor a directory')
+        self._account(found, path)
+        descriptor = _open_readable(directory, name, found.st_mode)
+        try:
+            digest, size = self._put(descriptor, found.st_size)
+        finally:
+            os.close(descriptor)
+        return File(digest, size, bool(found.st_mode & 0o111))
+
+    def _put(self, descriptor: int, size: int) -> tuple[Digest, int]:
+        if size <= EACH_MAX:
+            content = os.read(descriptor, size + 1)
+            if len(content) == size:
+                return self.blobs.put(content), size
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        digest, size = self.blobs.objects.put_file(descriptor)
+        self.blobs.note_stored(digest)
+        return digest, size
+
+    def _account(self, found: os.stat_result, path: str) -> None:
+        self._size += found.st_size
+        if self.size_max is not None and self._size > self.size_max:
+            raise NotCollected(f'outputs are larger than output_size, {self.size_max} bytes: "{path}"', "output_size")
+
+    def _checked_target(self, path: str, target: str) -> str:
+        try:
+            target.encode("utf-8")
+        except UnicodeEncodeError:
+            raise NotCollected(f'output "{path}" is a symlink to a name that is not UTF-8') from None
+        if target.startswith("/"):
+            plain = posixpath.normpath(target)
+            if any(plain == seen or plain.startswith(seen + "/") for seen in self.visible):
+                return target
+            raise NotCollected(f'output "{path}" is a symlink to "{target}", outside of the workspace')
+        landed = posixpath.normpath(posixpath.join(WORKSPACE, posixpath.dirname(path), target))
+        if landed != WORKSPACE and not landed.startswith(WORKSPACE + "/"):
+            raise NotCollected(f'output "{path}" is a symlink to "{target}", outside of the workspace')
+        return target
+
+    def _open_parent(self, path: str) -> int | None:
+        """The directory that holds a path, reached without following a link; None if it is not there."""
+        descriptor = os.dup(self.workspace)
+        for part in path.split("/")[:-1]:
+            try:
+                below = os.open(part, _DIRECTORY, dir_fd=descriptor)
+            except PermissionError:
+                os.chmod(part, 0o700, dir_fd=descriptor)
+                below = os.open(part, _DIRECTORY, dir_fd=descriptor)
+            except OSError:
+                return None
+            finally:
+                os.close(descriptor)
+            descriptor = below
+        return descriptor
+
+    def _tree(self, path: str) -> Tree:
+        top = path.rstrip("/")
+        parent = self._open_parent(top)
+        if parent is None:
+            raise NotCollected(f'declared output "{path}" was not produced')
+        try:
+            kind = _kind(parent, posixpath.basename(top))
+            if kind != "dir":
+                raise NotCollected(
+                    f'declared output "{path}" ' + ("was not produced" if kind is None else "is not a directory")
+                )
+        finally:
+            os.close(parent)
+        children: dict[str, dict[str, Entry]] = {}
+        order = []
+        for directory, names in self._walk(top):
+            order.append(directory)
+            children[directory] = kept = {}
+            descriptor = self._open_parent(directory + "/x")
+            assert descriptor is not None
+            try:
+                for name, kind in names:
+                    if kind != "dir":
+                        _name_must_be_utf8(name, directory)
+                        kept[name] = self._take(descriptor, name, f"{directory}/{name}")
+            finally:
+                os.close(descriptor)
+        for directory in reversed(order):
+            tree, content = make_tree(children[directory])
+            self.blobs.put(content)
+            if directory == top:
+                return tree
+            children[posixpath.dirname(directory)][posixpath.basename(directory)] = tree
+        raise AssertionError(top)
+
+    def _walk(self, top: str) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+        """Directories (paths from the workspace, parents first) and their children's kinds; no link is followed."""
+        pending = [top]
+        for directory in pending:
+            descriptor = self._open_parent(directory + "/x" if directory != "." else "x")
+            if descriptor is None:
+                continue
+            try:
+                names = sorted(_list(descriptor), key=os.fsencode)
+                kinds = [(name, _kind(descriptor, name)) for name in names]
+            finally:
+                os.close(descriptor)
+            yield directory, kinds
+            for name, kind in kinds:
+                if kind == "dir":
+                    _name_must_be_utf8(name, directory)
+                    pending.append(name if directory == "." else f"{directory}/{name}")
+
+    def _pattern(self, pattern: str, inputs: Collection[str]) -> dict[str, Entry]:
+        literal = posixpath.dirname(pattern[: min(pattern.index(c) for c in _WILD if c in pattern)])
+        matches = self.matcher(pattern)
+        found: dict[str, Entry] = {}
+        for directory, names in self._walk(literal or "."):
+            for name, kind in names:
+                path = name if directory == "." else f"{directory}/{name}"
+                if kind != "dir" and path not in inputs and matches(path):
+                    _name_must_be_utf8(name, directory)
+                    found[path] = self._single(path)
+        if not found:
+            raise NotCollected(f'declared output "{pattern}" matches nothing that the step made')
+        return dict(sorted(found.items(), key=lambda item: item[0].encode("utf-8")))
+
+    def undeclared(self, declared: Sequence[str], known: Collection[str]) -> list[str]:
+        """What the step made and did not declare; the first few, for people."""
+        directories = tuple(path for path in declared if path.endswith("/"))
+        patterns = [self.matcher(path) for path in declared if is_pattern(path)]
+        found: list[str] = []
+        for directory, names in self._walk("."):
+            for name, kind in names:
+                path = name if directory == "." else f"{directory}/{name}"
+                declared_too = path in declared or path.startswith(directories) or any(m(path) for m in patterns)
+                if kind != "dir" and path not in known and not declared_too:
+                    found.append(path)
+                    if len(found) > LISTED_MAX:
+                        return found
+        return found
+
+
+def is_pattern(path: str) -> bool:
+    return not _WILD.isdisjoint(path)
+
+
+def _kind(directory: int, name: str) -> str | None:
+    try:
+        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+    except OSError:
+        return None
+    return "dir" if stat.S_ISDIR(mode) else "file"
+
+
+def _list(descriptor: int) -> list[str]:
+    return os.listdir(descriptor)
+
+
+def _open_readable(directory: int, name: str, mode: int) -> int:
+    try:
+        return os.open(name, _FILE, dir_fd=directory)
+    except PermissionError:  # The step made it unreadable; its bytes are an output all the same.
+        os.chmod(name, stat.S_IMODE(mode) | 0o400, dir_fd=directory)
+        return os.open(name, _FILE, dir_fd=directory)
+
+
+def _name_must_be_utf8(name: str, directory: str) -> None:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        raise NotCollected(f'an output\'s name in "{directory}" is not UTF-8: {os.fsencode(name)!r}') from None

@@ -1,0 +1,312 @@
+"""Runs a request on this machine: in a sandbox of the level that the request says, never a weaker one.
+
+It does not know the manifest or the workspace's state: bytes come from the store, results go there.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ..core import canonical
+from ..core.digest import Digest, object_digest
+from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.policy import KNOWN_LEAKS, WORKSPACE, Limits
+from ..core.request import LISTING, Request, by_bytes
+from ..core.result import Captured, make_result
+from ..sandbox.base import Finished, Job, Mount, Sandbox, Staged
+from .base import Ran
+from .blobs import EACH_MAX, Blobs
+from .collect import Collector, NotCollected, is_pattern
+from .depfile import parse_depfile
+
+SandboxFactory = Callable[[Request], Sandbox]
+SYSTEM_ROOT = "/usr"
+
+
+class LocalExecutor:
+    """`boot(request)` makes a sandbox of the request's level and network. Idle ones are used again."""
+
+    name = "local"
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        boot: SandboxFactory,
+        *,
+        workspace: str,
+        matcher: Callable[[str], Callable[[str], bool]],
+        list_undeclared: bool = False,
+    ) -> None:
+        self.blobs = blobs
+        self._boot = boot
+        self._workspace = workspace
+        self._matcher = matcher
+        self._list_undeclared = list_undeclared
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[str, str], list[Sandbox]] = {}
+        self._busy: set[Sandbox] = set()
+        self._cancelled = False
+
+    def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
+        job = self._job(request, offered, limits)
+        sandbox = self._acquire(request)
+        started = time.monotonic()
+        healthy = False
+        try:
+            finished = sandbox.run(job)
+            healthy = True
+        finally:
+            self._release(request, sandbox, healthy=healthy)
+        duration_ms = round((time.monotonic() - started) * 1000)
+        return self._conclude(request, offered, limits, job, finished, sandbox, duration_ms)
+
+    # Sandboxes
+
+    def _acquire(self, request: Request) -> Sandbox:
+        kind = (request.policy.sandbox, request.policy.network)
+        with self._lock:
+            idle = self._idle.setdefault(kind, [])
+            sandbox = idle.pop() if idle else None
+            if sandbox is not None:
+                self._busy.add(sandbox)
+        if sandbox is None:
+            sandbox = self._boot(request)
+            with self._lock:
+                self._busy.add(sandbox)
+        return sandbox
+
+    def _release(self, request: Request, sandbox: Sandbox, *, healthy: bool) -> None:
+        with self._lock:
+            self._busy.discard(sandbox)
+            if healthy and not self._cancelled:
+                self._idle.setdefault((request.policy.sandbox, request.policy.network), []).append(sandbox)
+                return
+        sandbox.close()
+
+    def cancel(self, *, kill: bool) -> None:
+        self._cancelled = True
+        for sandbox in tuple(self._busy):
+            sandbox.cancel(kill=kill)
+
+    def close(self) -> None:
+        with self._lock:
+            idle = [sandbox for pool in self._idle.values() for sandbox in pool]
+            self._idle.clear()
+        for sandbox in idle:
+            sandbox.close()
+
+    # Request -> job
+
+    def _job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
+        staged: dict[str, Staged] = {}
+        for path, entry in (*request.inputs.items(), *((p, e.as_input()) for p, e in offered.items())):
+            for item in self._stage(path, entry):
+                staged.setdefault(item.path, item)
+        directories = {_relative_cwd(request.cwd, self._workspace)}
+        for path in (*request.outputs, *([request.depfile] if request.depfile else ())):
+            directories.add(_parent_of(path))
+        return Job(
+            command=request.command,
+            env=request.env,
+            cwd=_relative_cwd(request.cwd, self._workspace),
+            stdin=self._stdin(request),
+            staged=[staged[path] for path in by_bytes(set(staged))],
+            directories=by_bytes(directories - {"", "."}),
+            mounts=[self._mount(path) for path in by_bytes(set(request.roots)) if path != SYSTEM_ROOT],
+            network=request.policy.network,
+            max_output_bytes=request.policy.max_output_bytes,
+            limits=limits,
+        )
+
+    def _stage(self, path: str, entry: Mapping[str, Any]) -> Iterator[Staged]:
+        if "symlink" in entry:
+            yield Staged(path, symlink=entry["symlink"])
+        elif "tree" in entry:
+            yield from self._stage_tree(path.rstrip("/"), entry["tree"])
+        else:
+            yield self._stage_file(path, entry["digest"], entry["executable"])
+
+    def _stage_file(self, path: str, digest: Digest, executable: bool) -> Staged:
+        content = self.blobs.held(digest)
+        if content is None:
+            source = self.blobs.objects.file(digest)
+            if os.path.getsize(source) > EACH_MAX:
+                return Staged(path, source=source, executable=executable)
+            content = self.blobs.get(digest)
+        return Staged(path, data=content, executable=executable)
+
+    def _stage_tree(self, top: str, digest: Digest) -> Iterator[Staged]:
+        pending = [(top, digest)]
+        for directory, tree in pending:
+            yield Staged(directory)
+            for name, entry in parse_tree(self.blobs.get(tree)):
+                path = f"{directory}/{name}"
+                match entry:
+                    case Tree():
+                        pending.append((path, entry.digest))
+                    case Link():
+                        yield Staged(path, symlink=entry.target)
+                    case File():
+                        yield self._stage_file(path, entry.digest, entry.executable)
+
+    def _stdin(self, request: Request) -> bytes | str | None:
+        if request.stdin is None:
+            return None
+        staged = self._stage_file("", request.stdin, False)
+        return staged.data if staged.source is None else staged.source
+
+    def _mount(self, path: str) -> Mount:
+        if path.startswith("/"):
+            return Mount(path, path)
+        return Mount(posixpath.join(self._workspace, path), posixpath.join(WORKSPACE, path))
+
+    # Finished job -> result
+
+    def _conclude(
+        self,
+        request: Request,
+        offered: Mapping[str, Entry],
+        limits: Limits,
+        job: Job,
+        finished: Finished,
+        sandbox: Sandbox,
+        duration_ms: int,
+    ) -> Ran:
+        staged = {item.path for item in job.staged}
+        collector = Collector(
+            self.blobs,
+            finished.workspace_fd,
+            self._matcher,
+            visible=[path for path in request.roots if path.startswith("/")] or [SYSTEM_ROOT],
+            size_max=limits.output_size_bytes,
+        )
+        outputs: dict[str, Entry] = {}
+        discovered: tuple[str, ...] | None = None
+        termination, failure, undeclared = finished.termination, describe(finished, limits), []
+        final = request
+        try:
+            if not failure and finished.changed:
+                failure = f'changed its input "{finished.changed[0]}"'
+            if not failure:
+                try:
+                    outputs = collector.collect(request.outputs, staged)
+                    discovered = self._discovered(request, collector, finished.workspace_fd, offered)
+                except NotCollected as missing:
+                    failure, termination = missing.what, missing.termination
+                    undeclared = collector.undeclared(request.outputs, staged)
+            if self._list_undeclared and not undeclared:
+                undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
+        finally:
+            os.close(finished.workspace_fd)
+        if discovered is not None:
+            final = request.with_discovered(discovered_now(discovered, offered))
+        result = make_result(
+            final,
+            exit_code=finished.exit_code,
+            termination=termination,
+            stdout=self._captured(finished.stdout, finished.stdout_truncated),
+            stderr=self._captured(finished.stderr, finished.stderr_truncated),
+            outputs=outputs,
+        )
+        return Ran(
+            request=final,
+            result=result,
+            failure=failure,
+            discovered=discovered,
+            stdout=finished.stdout,
+            stderr=finished.stderr,
+            undeclared=tuple(undeclared),
+            duration_ms=duration_ms,
+            protection=sandbox.protection,
+            rusage=finished.rusage,
+            leaks=KNOWN_LEAKS,
+            cancelled=finished.cancelled,
+        )
+
+    def _captured(self, content: bytes, truncated: bool) -> Captured:
+        return Captured(self.blobs.put(content), len(content), truncated)
+
+    def _discovered(
+        self, request: Request, collector: Collector, workspace: int, offered: Mapping[str, Entry]
+    ) -> tuple[str, ...] | None:
+        """The offered paths that the step's depfile names, and the marker for the list of all that were offered."""
+        if not request.discover:
+            return None
+        if request.depfile is None:
+            return (*by_bytes(set(offered)), LISTING)
+        entry = collector.collect([request.depfile], ())[request.depfile]
+        if not isinstance(entry, File):
+            raise NotCollected(f'depfile "{request.depfile}" is not a file')
+        try:
+            named = parse_depfile(self.blobs.get(entry.digest))
+        except ValueError as error:
+            raise NotCollected(f'depfile "{request.depfile}" cannot be read: {error}') from None
+        cwd = _relative_cwd(request.cwd, self._workspace)
+        read = {_plain(path, cwd) for path in named}
+        return (*by_bytes(read & set(offered)), LISTING)
+
+
+def discovered_now(paths: tuple[str, ...], offered: Mapping[str, Entry]) -> dict[str, str]:
+    """The path set filled with what stands there now: digests, or `absent`."""
+    found: dict[str, str] = {}
+    for path in paths:
+        if path == LISTING:
+            found[path] = object_digest(canonical.encode_plain(by_bytes(set(offered))))
+            continue
+        entry = offered.get(path)
+        match entry:
+            case None:
+                found[path] = "absent"
+            case File():
+                found[path] = entry.digest
+            case _:
+                found[path] = object_digest(canonical.encode_plain(entry.as_input()))
+    return found
+
+
+def describe(finished: Finished, limits: Limits) -> str:
+    """One line why a step failed; empty if its command succeeded."""
+    match finished.termination:
+        case "exited":
+            return f"exited with {finished.exit_code}" if finished.exit_code else ""
+        case "not_found":
+            return finished.reason or "its command was not found"
+        case "signaled":
+            return f"killed by {signal_name(finished.signal)}"
+        case "timeout":
+            return f"timed out after {(limits.timeout_ms or 0) / 1000:g} s"
+        case other:
+            return f"hit its limit: {other}"
+
+
+def signal_name(number: int | None) -> str:
+    try:
+        return signal.Signals(number or 0).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _parent_of(path: str) -> str:
+    """The directory that must exist before a declared output can be made."""
+    plain = path.rstrip("/")
+    if is_pattern(plain):
+        wild = min(plain.index(c) for c in "*?[" if c in plain)
+        return posixpath.dirname(plain[:wild])
+    return posixpath.dirname(plain)
+
+
+def _relative_cwd(cwd: str, workspace: str) -> str:
+    if not cwd.startswith("/"):
+        return cwd
+    return posixpath.relpath(cwd, workspace)
+
+
+def _plain(path: str, cwd: str) -> str:
+    """A depfile's path, relative to the workspace's root if it lies in it."""
+    return posixpath.relpath(posixpath.normpath(posixpath.join(WORKSPACE, cwd, path)), WORKSPACE)

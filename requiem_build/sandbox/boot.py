@@ -1,0 +1,261 @@
+"""How a worker walls itself in: one method for each operation of `view.plan_boot`. It decides nothing.
+
+Standard library only; see `worker.py`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import select
+import signal
+import socket
+import stat
+import struct
+
+from . import syscalls
+from .threads import in_thread
+
+CHANNEL = 3
+"""The descriptor of the socket to the engine."""
+
+_READ_ONLY = syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NODEV
+_BASE = "/tmp"
+"""A directory of every host on which the new root is built; nothing is written to the host's own."""
+
+
+def _relative(path: str) -> str:
+    """A path of the view as seen from the base directory, where the view is built before it becomes the root."""
+    return path.lstrip("/") or "."
+
+
+class Boot:
+    """The operations that wall the worker in, each named as in `linux.py`, and what they leave behind."""
+
+    def __init__(self, engine: int) -> None:
+        self.engine = engine
+        self.facts: dict[str, object] = {}
+        self.trees: list[int] = []
+        self.staging = -1
+        self.home = -1
+        self.base = -1
+        self.last_pid = -1
+        self.sockets = -1
+        self.null = -1
+
+    def open_trees(self, paths: list[str]) -> None:
+        # As root and before anything is given up: the user that the worker becomes cannot walk through a
+        # closed home directory, but mounts that are already open can be put anywhere later.
+        self.trees = [syscalls.open_tree(path) for path in paths]
+
+    def drop_identity(self, uid: int) -> None:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # A change of uid made /proc/self belong to root.
+
+    def new_user(self, uid: int, gid: int) -> None:
+        outside_uid, outside_gid = os.geteuid(), os.getegid()
+        syscalls.unshare(syscalls.CLONE_NEWUSER)
+        _write("/proc/self/setgroups", "deny")
+        _write("/proc/self/uid_map", f"{uid} {outside_uid} 1")
+        _write("/proc/self/gid_map", f"{gid} {outside_gid} 1")
+
+    def new_namespaces(self, flags: int) -> None:
+        syscalls.unshare(flags)
+
+    def become_init(self) -> None:
+        """Only the child returns: PID 1 of the new pid namespace."""
+        child = os.fork()
+        if child:
+            _guard(self.engine, child)
+        # The parent has one thread, so this signal means that the process ended, not one of its threads.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            # What is ignored here would be ignored in every step. PID 1 gets no signal by default action.
+            signal.signal(number, signal.SIG_DFL)
+
+    def hostname(self, name: str) -> None:
+        syscalls.sethostname(name)
+
+    def private_mounts(self) -> None:
+        syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+    def stage_trees(self, paths: list[str]) -> None:
+        """Puts the directories that jobs may show into a mount namespace of their own, as /0, /1 and so on.
+
+        No step ever runs in it, so no step sees where they lie on the host.
+        """
+        failure: list[BaseException] = []
+        in_thread(self._stage, failure, paths)
+        if failure:
+            raise failure[0]
+
+    def _stage(self, paths: list[str]) -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        self.staging = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        trees = self.trees or [syscalls.open_tree(path) for path in paths]
+        syscalls.mount("tmpfs", _BASE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, "mode=0755,size=1m")
+        os.chdir(_BASE)
+        for name in ("empty", "probe"):  # An overlay has at least two layers, and none may contain another.
+            os.mkdir(name, 0o755)
+        for number, tree in enumerate(trees):
+            if stat.S_ISDIR(os.fstat(tree).st_mode):
+                os.mkdir(str(number), 0o755)
+            else:
+                os.close(os.open(str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            syscalls.set_mount_attributes(tree, _READ_ONLY)
+            syscalls.move_mount(tree, str(number))
+            os.close(tree)
+        syscalls.pivot_root_here()
+        self.trees = []
+        self.facts["overlay"] = _overlay_works()
+
+    def new_root(self) -> None:
+        options = "mode=0755,size=16m"
+        syscalls.mount("tmpfs", _BASE, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+        os.chdir(_BASE)
+
+    def directory(self, path: str, mode: int) -> None:
+        os.mkdir(_relative(path), mode)
+
+    def file(self, path: str, content: bytes) -> None:
+        with open(_relative(path), "xb") as target:
+            target.write(content)
+
+    def symlink(self, path: str, target: str) -> None:
+        os.symlink(target, _relative(path))
+
+    def bind(self, source: str, target: str) -> None:
+        tree = syscalls.open_tree(source)
+        syscalls.set_mount_attributes(tree, _READ_ONLY)
+        place = _relative(target)
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.mkdir(place, 0o755)
+        else:
+            os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        syscalls.move_mount(tree, place)
+        os.close(tree)
+
+    def device(self, name: str) -> None:
+        place = f"dev/{name}"
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        syscalls.mount(f"/dev/{name}", place, flags=syscalls.MS_BIND)
+
+    def terminals(self) -> None:
+        os.mkdir("dev/pts", 0o755)
+        flags = syscalls.MS_NOSUID | syscalls.MS_NOEXEC
+        syscalls.mount("devpts", "dev/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=0620")
+        os.symlink("pts/ptmx", "dev/ptmx")
+
+    def proc(self) -> None:
+        os.mkdir("proc", 0o555)
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        syscalls.mount("proc", "proc", "proc", flags, "hidepid=2")
+        try:
+            self.last_pid = os.open("proc/sys/kernel/ns_last_pid", os.O_WRONLY | os.O_CLOEXEC)
+            os.pwrite(self.last_pid, b"1", 0)
+        except OSError:  # Built without CONFIG_CHECKPOINT_RESTORE: pids then vary, and the record says so.
+            self.last_pid = -1
+        self.facts["constant_pid"] = self.last_pid >= 0
+
+    def sysctl(self, name: str, value: str) -> None:
+        _write(f"proc/sys/{name}", value)
+
+    def read_only(self, path: str) -> None:
+        place = _relative(path)
+        if os.path.lexists(place):
+            syscalls.mount(place, place, flags=syscalls.MS_BIND | syscalls.MS_REC)
+            flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+            syscalls.mount(None, place, flags=syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | flags)
+
+    def mask(self, path: str) -> None:
+        place = _relative(path)
+        if os.path.isdir(place):
+            flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+            syscalls.mount("tmpfs", place, "tmpfs", flags, "mode=0755,size=4k")
+        elif os.path.lexists(place):
+            syscalls.mount("/dev/null", place, flags=syscalls.MS_BIND)
+
+    def date(self, mtime_ns: int) -> None:
+        """What was made for the view looks the same each day. What was mounted into it keeps its own dates."""
+        own = os.lstat(".").st_dev
+        for folder, directories, files in os.walk("."):
+            directories[:] = [name for name in directories if os.lstat(f"{folder}/{name}").st_dev == own]
+            for name in ("", *directories, *files):
+                place = f"{folder}/{name}"
+                if os.lstat(place).st_dev == own:
+                    os.utime(place, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
+
+    def enter_root(self) -> None:
+        """The base becomes the root and read-only; a second, writable way to it stays for mount points of roots."""
+        self.base = syscalls.open_tree(".", syscalls.OPEN_TREE_CLONE)
+        syscalls.pivot_root_here()
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+        syscalls.mount(None, "/", flags=syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY | flags)
+        self.home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        self.null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def loopback(self) -> None:
+        raise_loopback()
+        self.sockets = open_socket_counts()
+
+    def limit(self, name: str, soft: int) -> None:
+        """Lowers a limit that the engine inherited, so that steps do not differ by the shell that started it."""
+        which = getattr(resource, name)
+        hard = resource.getrlimit(which)[1]
+        wanted = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+        resource.setrlimit(which, (wanted, 0 if soft == 0 else hard))
+
+    def drop_bounding_set(self) -> None:
+        syscalls.drop_bounding_set()
+
+    def no_new_privileges(self) -> None:
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _guard(engine: int, init: int) -> None:
+    """The outer process: ends PID 1 when the engine ends, and itself when PID 1 ends. Never returns.
+
+    A pidfd is used because PR_SET_PDEATHSIG would fire when the *thread* of the engine that booted us ends.
+    """
+    os.close(CHANNEL)
+    watched = select.poll()
+    inside = os.pidfd_open(init)
+    watched.register(engine, select.POLLIN)
+    watched.register(inside, select.POLLIN)
+    while not (ended := watched.poll()):
+        pass
+    if inside not in (descriptor for descriptor, _ in ended):
+        os.kill(init, signal.SIGKILL)
+    os.waitpid(init, 0)
+    os._exit(0)
+
+
+def raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        request = struct.pack("16sH22x", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING
+        fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def open_socket_counts() -> int:
+    """The kernel binds this file to the network namespace that is current when it is opened."""
+    return os.open("/proc/thread-self/net/sockstat", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _overlay_works() -> bool:
+    try:
+        os.close(syscalls.new_overlay("/probe:/empty"))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,183 @@
+"""The processes of one step: their output, their deadline, their end. It does not know how they were walled in.
+
+Standard library only; see `worker.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from typing import Any
+
+from .wire import Channel
+
+GRACE_S = 2.0
+"""Between TERM and KILL."""
+
+_CHUNK = 65536
+
+
+class Stream:
+    """One output of the step: keeps the first bytes, counts none, drops the rest as it comes."""
+
+    def __init__(self, most: int) -> None:
+        self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(self.writer, True)  # The step's end must look like any other pipe.
+        self._room = most
+        self._kept: list[bytes] = []
+        self.truncated = False
+        self.open = True
+
+    def pull(self) -> bool:
+        """Takes what is there. False when there is nothing now."""
+        try:
+            chunk = os.read(self.reader, _CHUNK)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self.open = False
+            return False
+        if len(chunk) > self._room:
+            self.truncated = True
+            chunk = chunk[: self._room]
+        if chunk:
+            self._kept.append(chunk)
+            self._room -= len(chunk)
+        return True
+
+    def drain(self) -> None:
+        while self.pull():
+            pass
+
+    def kept(self) -> bytes:
+        return b"".join(self._kept)
+
+    def close_writer(self) -> None:
+        if self.writer >= 0:
+            os.close(self.writer)
+            self.writer = -1
+
+    def close(self) -> None:
+        self.close_writer()
+        os.close(self.reader)
+
+
+class Tree:
+    """The processes of one step: everything in this pid namespace but ourselves."""
+
+    def __init__(self, leader: int) -> None:
+        self.leader = leader
+        self.status: int | None = None
+        self.killed = 0
+        self.user_s = 0.0
+        self.system_s = 0.0
+        self.max_rss_kib = 0
+
+    def reap(self, flags: int) -> bool:
+        """One dead process. False when there is none (now, or at all)."""
+        try:
+            pid, status, used = os.wait4(-1, flags)
+        except ChildProcessError:
+            return False
+        if pid == 0:
+            return False
+        self.user_s += used.ru_utime
+        self.system_s += used.ru_stime
+        self.max_rss_kib = max(self.max_rss_kib, used.ru_maxrss)
+        if pid == self.leader:
+            self.status = status
+        elif self.status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self.killed += 1
+        return True
+
+    def reap_dead(self) -> None:
+        while self.reap(os.WNOHANG):
+            pass
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)  # From PID 1: everyone in the namespace, whatever session or group it fled to.
+
+    def end(self) -> None:
+        """Nothing is left when this returns. A process cannot escape by forking: fork fails once KILL is pending."""
+        while self.status is None:
+            self.reap(0)
+        self.signal(signal.SIGKILL)
+        while self.reap(0):
+            pass
+
+
+class Watch:
+    """Waits for a step to end: its exit, its deadline, a cancellation, or the end of the engine."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        number: int,
+        tree: Tree,
+        streams: tuple[Stream, Stream],
+    ) -> None:
+        self.channel = channel
+        self.number = number
+        self.tree = tree
+        self.streams = {stream.reader: stream for stream in streams}
+        self.timed_out = False
+        self.cancelled = False
+        self._kill_at: float | None = None
+
+    def until_end(self, timeout_ms: int | None) -> None:
+        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        ended = os.pidfd_open(self.tree.leader)
+        poll = select.poll()
+        for descriptor in (ended, self.channel.fileno(), *self.streams):
+            poll.register(descriptor, select.POLLIN)
+        try:
+            while True:
+                happened = [descriptor for descriptor, _ in poll.poll(self._patience_ms(deadline))]
+                if ended in happened:
+                    return
+                if not happened:
+                    self._on_time(deadline)
+                for descriptor in happened:
+                    if descriptor == self.channel.fileno():
+                        self._on_message(self.channel.receive()[0])
+                    elif not self.streams[descriptor].pull() and not self.streams[descriptor].open:
+                        poll.unregister(descriptor)
+        finally:
+            os.close(ended)
+
+    def _patience_ms(self, deadline: float | None) -> float:
+        # At most a second: orphans that end while the command runs on are ours to reap.
+        next_event = self._kill_at if self._kill_at is not None else deadline
+        if next_event is None:
+            return 1000
+        return min(1000.0, max(0.0, (next_event - time.monotonic()) * 1000 + 1))
+
+    def _on_time(self, deadline: float | None) -> None:
+        now = time.monotonic()
+        if self._kill_at is not None:
+            if now >= self._kill_at:
+                self.tree.signal(signal.SIGKILL)
+        elif deadline is not None and now >= deadline:
+            self.timed_out = True
+            self._terminate(now)
+        self.tree.reap_dead()
+
+    def _on_message(self, message: tuple[Any, ...]) -> None:
+        kind, number, kill = message
+        assert kind == "cancel"
+        if number != self.number:
+            return
+        self.cancelled = True
+        if kill:
+            self.tree.signal(signal.SIGKILL)
+        elif self._kill_at is None:
+            self._terminate(time.monotonic())
+
+    def _terminate(self, now: float) -> None:
+        self.tree.signal(signal.SIGTERM)
+        self.tree.signal(signal.SIGCONT)  # A stopped process could not act on TERM.
+        self._kill_at = now + GRACE_S

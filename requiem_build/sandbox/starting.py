@@ -1,0 +1,104 @@
+"""How a command is found and started, as execvp(3) would. It does not know what surrounds it.
+
+Standard library only; see `worker.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+import struct
+from typing import Any
+
+
+class Refusal(Exception):
+    """The command cannot be started, and that is the step's own fault."""
+
+
+def find_program(name: str, search: str | None) -> str:
+    """As execvp(3) would, inside the view. Raises Refusal with the reason for a person."""
+    if not name:
+        raise Refusal("the command is empty")
+    if "/" in name:
+        candidates = [name]
+        where = ""
+    else:
+        path = "/bin:/usr/bin" if search is None else search
+        candidates = [f"{directory or '.'}/{name}" for directory in path.split(":")]
+        where = f" in PATH ({path})"
+    unusable = None
+    for candidate in candidates:
+        try:
+            mode = os.stat(candidate).st_mode
+        except (OSError, ValueError):
+            continue
+        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
+            return candidate
+        kind = "a directory" if stat.S_ISDIR(mode) else "not executable" if stat.S_ISREG(mode) else "not a program"
+        unusable = unusable or f'"{candidate}" is {kind}'
+    raise Refusal(unusable or f'"{name}" was not found{where}')
+
+
+def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
+    """The pid of the command, a session of its own. Raises Refusal if the program cannot be executed."""
+    try:
+        if job["rlimits"]:
+            return _fork_and_execute(program, job, stdin, out, err)
+        actions = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
+        return os.posix_spawn(program, job["command"], job["env"], file_actions=actions, setsid=True, setsigmask=())
+    except OSError as error:
+        raise Refusal(_why_not_started(program, error)) from error
+    except ValueError as error:  # A NUL byte in an argument or in the environment.
+        raise Refusal(f'"{program}" cannot be started: {error}') from error
+
+
+def _why_not_started(program: str, error: OSError) -> str:
+    if error.errno == errno.ENOEXEC:
+        return f'"{program}" is not a program of this machine and has no #! line'
+    if error.errno == errno.E2BIG:
+        return f'"{program}" cannot be started: its arguments and environment are too long'
+    if error.errno == errno.ENOENT:
+        return f'"{program}" cannot be started: its interpreter is missing{_interpreter(program)}'
+    return f'"{program}" cannot be started: {os.strerror(error.errno or 0)}'
+
+
+def _interpreter(program: str) -> str:
+    try:
+        with open(program, "rb") as script:
+            first = script.read(256).split(b"\n")[0]
+    except OSError:
+        return ""
+    return f" ({first[2:].strip().decode(errors='replace')})" if first.startswith(b"#!") else ""
+
+
+def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
+    """posix_spawn(3) has no place for resource limits, and a limit set afterwards comes too late."""
+    result, report = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            for number, descriptor in enumerate((stdin, out, err)):
+                os.dup2(descriptor, number)
+            for which, soft, hard in job["rlimits"]:
+                ceiling = resource.getrlimit(which)[1]
+                if ceiling != resource.RLIM_INFINITY:
+                    soft, hard = min(soft, ceiling), min(hard, ceiling)  # noqa: PLW2901
+                resource.setrlimit(which, (soft, hard))
+            os.execve(program, job["command"], job["env"])
+        except OSError as error:
+            os.write(report, struct.pack("=i", error.errno or errno.EINVAL))
+        finally:
+            os._exit(127)
+    os.close(report)
+    try:
+        failure = os.read(result, 4)
+    finally:
+        os.close(result)
+    if failure:
+        os.waitpid(pid, 0)
+        (number,) = struct.unpack("=i", failure)
+        raise OSError(number, os.strerror(number))
+    return pid

@@ -1,0 +1,288 @@
+"""The host's own files that every step sees at `system = "host"`, and the digest that stands for them.
+
+It does not know sandboxes or requests: it names what is shown, says what owns it, and digests it. The digest
+is taken on trust where it says so: packages count by name and version, not by the content of their files.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from ..core.digest import Digest
+
+RULE = 1
+"""Raised whenever what is shown or how it is digested changes."""
+
+_SHOWN_OF_ETC = (
+    # What makes programs of /usr work. Not who the host is: no passwd, hosts, shadow, environment or profile.
+    *("ImageMagick-*", "R", "alternatives", "crypto-policies", "debian_version", "fonts", "ghc", "groff", "gtk-*"),
+    *("java*", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "lsb-release", "magic", "magic.mime", "matplotlibrc"),
+    *("maven*", "mime.types", "ocaml", "octave*", "OpenCL", "os-release", "pango", "perl", "php", "protocols"),
+    *("python*", "services", "sgml", "ssl/openssl.cnf", "terminfo", "texmf", "xml"),
+)
+
+_LOCAL = "/usr/local"
+_DPKG = "/var/lib/dpkg"
+_PACMAN = "/var/lib/pacman/local"
+_APK = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")
+_RPM = tuple(
+    f"{folder}/{name}"
+    for folder in ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
+    for name in ("rpmdb.sqlite", "Packages.db", "Packages")
+)
+
+_SETTLED_NS = 2_000_000_000
+"""A file that changed less than this before it was read may change again without its stamp changing."""
+
+
+def etc_entries(etc: str = "/etc") -> tuple[str, ...]:
+    """The absolute paths of /etc that are shown: files and directories, in one order everywhere."""
+    found = set()
+    names = _names(etc)
+    for pattern in _SHOWN_OF_ETC:
+        if "/" in pattern:
+            found.add(pattern)
+        else:
+            found.update(name for name in names if fnmatch.fnmatchcase(name, pattern))
+    paths = (f"{etc}/{name}" for name in found)
+    return tuple(sorted(path for path in paths if os.path.exists(path) and os.access(path, os.R_OK)))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def system_digest(cache_dir: str) -> Digest:
+    """One digest for the host's system: packages, /usr/local and the shown part of /etc.
+
+    `cache_dir` remembers content by stamp, so that an unchanged system costs only a look at each file.
+    Raises EnvironmentFault where no package database is known.
+    """
+    from ..core.digest import object_digest
+
+    memory = _Memory(Path(cache_dir) / "system.json")
+    lines = [f"rule {RULE}\0".encode(), _packages(memory)]
+    for path in (*etc_entries(), _LOCAL):
+        lines += _describe_tree(path, memory)
+    memory.save()
+    return object_digest(b"\n".join(lines))
+
+
+def _packages(memory: _Memory) -> bytes:
+    """The installed packages in one line: which database, and the digest of its sorted content."""
+    status = f"{_DPKG}/status"
+    if os.path.exists(status):
+        return b"dpkg " + memory.derive(status, "packages", lambda content: b"\n".join(parse_dpkg(content))).encode()
+    if os.path.isdir(_PACMAN):
+        from ..core.digest import object_digest
+
+        return b"pacman " + object_digest("\n".join(sorted(_names(_PACMAN))).encode()).encode()
+    for path in _APK:
+        if os.path.exists(path):
+            return b"apk " + memory.derive(path, "packages", lambda content: b"\n".join(parse_apk(content))).encode()
+    for path in _RPM:
+        if os.path.exists(path):
+            journal = f"{path}-wal"
+            parts = [path, journal] if os.path.exists(journal) else [path]
+            return b"rpm " + b" ".join(memory.digest(part).encode() for part in parts)
+    raise EnvironmentFault(
+        "no package database that Requiem knows: the system cannot be part of a step's key",
+        facts=[("looked for", ", ".join((_DPKG, _PACMAN, _APK[0], "rpmdb")))],
+        hint='declare what steps need as [roots], or use sandbox = "process"',
+    )
+
+
+def parse_dpkg(status: bytes) -> list[bytes]:
+    """`package version architecture` of each installed package, sorted."""
+    found = []
+    for stanza in status.split(b"\n\n"):
+        fields = _fields(stanza, (b"Package", b"Version", b"Architecture", b"Status"))
+        if fields.get(b"Status", b"").split()[-1:] == [b"installed"]:
+            found.append(b" ".join((fields[b"Package"], fields.get(b"Version", b""), fields.get(b"Architecture", b""))))
+    return sorted(found)
+
+
+def parse_apk(installed: bytes) -> list[bytes]:
+    """The same for Alpine's database (apk-package(5)), with the checksum that it keeps."""
+    found = []
+    for stanza in installed.split(b"\n\n"):
+        fields = _fields(stanza, (b"P", b"V", b"A", b"C"))
+        if b"P" in fields:
+            found.append(b" ".join(fields.get(name, b"") for name in (b"P", b"V", b"A", b"C")))
+    return sorted(found)
+
+
+def _fields(stanza: bytes, wanted: Iterable[bytes]) -> dict[bytes, bytes]:
+    fields: dict[bytes, bytes] = {}
+    for line in stanza.split(b"\n"):
+        name, colon, value = line.partition(b":")
+        if colon and name in wanted:
+            fields.setdefault(name, value.strip())
+    return fields
+
+
+def _describe_tree(top: str, memory: _Memory) -> Iterator[bytes]:
+    """One line for each entry below and including `top`. No path or link target can hold a NUL."""
+    try:
+        seen = os.stat(top)
+    except OSError:
+        yield b"absent\0" + os.fsencode(top)
+        return
+    if not stat.S_ISDIR(seen.st_mode):
+        yield _describe(top, seen, memory)
+        return
+    waiting = [top]
+    lines = [b"directory\0" + os.fsencode(top)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                        lines.append(b"directory\0" + os.fsencode(entry.path))
+                    else:
+                        lines.append(_describe(entry.path, entry.stat(follow_symlinks=False), memory))
+        except OSError as error:
+            reason = errno.errorcode.get(error.errno or 0, "")
+            lines.append(b"closed\0" + os.fsencode(folder) + b"\0" + reason.encode())
+    yield from sorted(lines)
+
+
+def _describe(path: str, seen: os.stat_result, memory: _Memory) -> bytes:
+    name = os.fsencode(path)
+    if stat.S_ISLNK(seen.st_mode):
+        return b"link\0" + name + b"\0" + os.fsencode(os.readlink(path))
+    if not stat.S_ISREG(seen.st_mode):
+        return b"special\0" + name + b"\0%o" % stat.S_IFMT(seen.st_mode)
+    kind = b"program\0" if seen.st_mode & 0o111 else b"file\0"
+    if os.geteuid() == 0 and not seen.st_mode & 0o004:  # The step's user is not root and cannot read it either.
+        return _closed_file(name, seen)
+    try:
+        return kind + name + b"\0" + memory.digest(path, seen).encode()
+    except OSError:
+        return _closed_file(name, seen)
+
+
+def _closed_file(name: bytes, seen: os.stat_result) -> bytes:
+    return b"closed\0" + name + b"\0%o %d %d" % (seen.st_mode, seen.st_size, seen.st_mtime_ns)
+
+
+_Stamp = list[int]
+
+
+class _Memory:
+    """Digests of files by path and stamp. A damaged, missing or unwritable file only costs time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known = self._load()
+        self._kept: dict[str, list[object]] = {}
+        self._began_ns = time.time_ns()
+
+    def _load(self) -> dict[str, list[object]]:
+        from ..core.digest import object_digest
+
+        try:
+            seal, _, body = self._path.read_bytes().partition(b"\n")
+            if object_digest(body).encode() != seal:
+                return {}
+            known = json.loads(body)
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def digest(self, path: str, seen: os.stat_result | None = None) -> str:
+        """Of the file's content, read only if its stamp is new."""
+        return self._look_up(path, path, seen or os.stat(path), lambda content: content)
+
+    def derive(self, path: str, name: str, view: Callable[[bytes], bytes]) -> str:
+        """Of what `view` makes of the file's content."""
+        return self._look_up(f"{name} of {path}", path, os.stat(path), view)
+
+    def _look_up(self, key: str, path: str, seen: os.stat_result, view: Callable[[bytes], bytes]) -> str:
+        from ..core.digest import object_digest
+
+        key = os.fsencode(key).decode("utf-8", "backslashreplace")
+        stamp = _stamp(seen)
+        match self._known.get(key):
+            case [str(digest), known] if known == stamp:
+                self._kept[key] = [digest, stamp]
+                return digest
+        with open(path, "rb") as file:
+            digest = object_digest(view(file.read()))
+            after = _stamp(os.fstat(file.fileno()))
+        settled = max(seen.st_mtime_ns, seen.st_ctime_ns) < self._began_ns - _SETTLED_NS
+        if settled and after == stamp:
+            self._kept[key] = [digest, stamp]
+        return digest
+
+    def save(self) -> None:
+        from ..core.digest import object_digest
+
+        if self._kept == self._known:
+            return
+        body = json.dumps(self._kept, sort_keys=True, separators=(",", ":")).encode()
+        mine = self._path.with_name(f"{self._path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            mine.write_bytes(object_digest(body).encode() + b"\n" + body)
+            mine.replace(self._path)  # Readers see the old memory or the new one.
+        except OSError:
+            mine.unlink(missing_ok=True)
+
+
+def _stamp(seen: os.stat_result) -> _Stamp:
+    return [seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode]
+
+
+def lookup(program: str, path_entries: Sequence[str]) -> str | None:
+    """The file that a step's PATH gives for a program, on this host; None if there is none."""
+    candidates = [program] if program.startswith("/") else [f"{entry}/{program}" for entry in path_entries if entry]
+    for candidate in candidates:
+        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+            return candidate
+    return None
+
+
+def package_of(path: str) -> str | None:
+    """The Debian package that owns a path, for hints. None if nobody does, or where there is no dpkg.
+
+    Only asked when something has failed, so it reads the lists then instead of keeping an index.
+    """
+    spellings = _spellings(path)
+    if os.path.realpath(path) != path:  # Alternatives and other links that no package owns.
+        spellings += _spellings(os.path.realpath(path))
+    wanted = [b"\n" + os.fsencode(spelling) + b"\n" for spelling in spellings]
+    info = f"{_DPKG}/info"
+    for name in sorted(_names(info)):
+        if not name.endswith(".list"):
+            continue
+        try:
+            content = b"\n" + Path(info, name).read_bytes()
+        except OSError:
+            continue
+        if any(line in content for line in wanted):
+            return name.removesuffix(".list").partition(":")[0]
+    return None
+
+
+def _spellings(path: str) -> list[str]:
+    """Since /bin is a link to /usr/bin, packages list their files under either name."""
+    if path.startswith("/usr/"):
+        return [path, path.removeprefix("/usr")]
+    return [path, f"/usr{path}"]

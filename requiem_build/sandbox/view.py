@@ -1,0 +1,359 @@
+"""What may a step see? Host and job become lists of operations, in pure functions. It applies nothing.
+
+An operation is a tuple: the name of a method of `boot.Boot` (`plan_boot`, once for a worker) or of
+`staging.Preparation` (`plan_job`, once for a step), then its arguments.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.errors import EnvironmentFault
+from ..core.policy import GID, HOME, HOSTNAME, INPUT_MTIME_S, UID, USER, WORKSPACE, Limits
+from . import syscalls, system
+from .base import Job, Mount, Staged
+
+Operation = tuple[Any, ...]
+
+DROPPED_UID = 65533
+"""Who a worker of root becomes before it does anything else: nobody, but not the `nobody` that others use."""
+
+INPUT_MTIME_NS = INPUT_MTIME_S * 1_000_000_000
+
+_TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_DEVICE_LINKS = (
+    ("/dev/fd", "/proc/self/fd"),
+    ("/dev/stdin", "/proc/self/fd/0"),
+    ("/dev/stdout", "/proc/self/fd/1"),
+    ("/dev/stderr", "/proc/self/fd/2"),
+)
+_PROC_READ_ONLY = ("sys", "irq", "bus", "fs", "sysrq-trigger")
+_PROC_MASKED = ("kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list")
+_EMPTY_DIRECTORIES = ("workspace", "tmp", "run", "var")
+_STAGING = "/dev/shm"
+"""Where a job's stores lie while it is prepared; the step's own /dev/shm is put there afterwards."""
+
+_ETC = {
+    "/etc/passwd": (
+        "root:x:0:0:root:/root:/bin/sh\n"
+        f"{USER}:x:{UID}:{GID}:{USER}:{HOME}:/bin/sh\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n"  # Who owns what belongs to the host.
+    ),
+    "/etc/group": f"root:x:0:\n{USER}:x:{GID}:\nnogroup:x:65534:\n",
+    "/etc/hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost {HOSTNAME}\n",
+}
+_CERTIFICATES = ("/etc/ssl/certs", "/etc/pki", "/etc/ca-certificates")
+
+_PROCESSES_OF_ITS_OWN = 2
+"""The worker and its guard count against RLIMIT_NPROC of their user namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the plans depend on, read once."""
+
+    machine: str
+    drop_to: int | None
+    """The uid to become, or None for someone who is not root."""
+    top: tuple[tuple[str, str | None], ...]
+    """/bin and its like that exist: name and, if it is a link, its target."""
+    etc_files: Mapping[str, bytes]
+    etc_directories: tuple[str, ...]
+    certificates: tuple[str, ...]
+    resolver: bytes
+    landlock: int
+
+
+def read_host() -> Host:
+    top = [
+        (name, os.readlink(f"/{name}") if os.path.islink(f"/{name}") else None)
+        for name in _TOP
+        if os.path.lexists(f"/{name}")
+    ]
+    entries = system.etc_entries()
+    abi = syscalls.landlock_abi()
+    return Host(
+        machine=platform.machine(),
+        drop_to=_uid_to_drop_to(os.geteuid(), read("/proc/self/uid_map")),
+        top=tuple(top),
+        etc_files={path: read(path) for path in entries if os.path.isfile(path)},
+        etc_directories=tuple(path for path in entries if os.path.isdir(path)),
+        certificates=tuple(path for path in _CERTIFICATES if os.path.isdir(path)),
+        resolver=read("/etc/resolv.conf"),
+        landlock=abi if abi >= 2 else 0,  # The first version would forbid every rename between directories.
+    )
+
+
+def read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _uid_to_drop_to(uid: int, uid_map: bytes) -> int | None:
+    """Root drops its uid unless it is only the root of a user namespace that has no other."""
+    if uid != 0:
+        return None
+    for line in uid_map.splitlines():
+        inside, _, count = (int(word) for word in line.split())
+        if inside <= DROPPED_UID < inside + count:
+            return DROPPED_UID
+    return None
+
+
+def plan_boot(host: Host, areas: Sequence[str], network: str) -> list[Operation]:
+    """How a worker walls itself in. `areas` are the host directories from which jobs may be shown something."""
+    namespaces = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS
+    namespaces |= syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
+    if network == "none":
+        namespaces |= syscalls.CLONE_NEWNET
+    plan: list[Operation] = []
+    if host.drop_to is not None:
+        plan += [("open_trees", list(areas)), ("drop_identity", host.drop_to)]
+    plan += [
+        ("new_user", UID, GID),
+        ("new_namespaces", namespaces),
+        ("become_init",),
+        ("hostname", HOSTNAME),
+        ("private_mounts",),
+        ("stage_trees", list(areas)),
+        ("new_root",),
+        *_plan_system(host, network),
+        *_plan_devices(),
+        *_plan_proc(),
+        ("date", INPUT_MTIME_NS),
+        ("enter_root",),
+    ]
+    if network == "none":
+        plan.append(("loopback",))
+    return [
+        *plan,
+        ("limit", "RLIMIT_CORE", 0),
+        ("limit", "RLIMIT_NOFILE", 1024),
+        ("limit", "RLIMIT_STACK", 8 * 1024 * 1024),
+        ("drop_bounding_set",),
+        ("no_new_privileges",),
+    ]
+
+
+def _plan_system(host: Host, network: str) -> list[Operation]:
+    plan: list[Operation] = [("bind", "/usr", "/usr")]
+    for name, link in host.top:
+        plan.append(("bind", f"/{name}", f"/{name}") if link is None else ("symlink", f"/{name}", link))
+    plan += [("directory", f"/{name}", 0o755) for name in _EMPTY_DIRECTORIES]
+    plan.append(("symlink", "/var/tmp", "/tmp"))
+    files = {path: text.encode() for path, text in _ETC.items()} | dict(host.etc_files)
+    directories = list(host.etc_directories)
+    hosts = "files"
+    if network == "host":
+        hosts = "files dns"
+        files["/etc/resolv.conf"] = host.resolver
+        directories += host.certificates
+    files["/etc/nsswitch.conf"] = f"passwd: files\ngroup: files\nhosts: {hosts}\n".encode()
+    parents = {os.path.dirname(path) for path in (*files, *directories)}
+    plan += [("directory", path, 0o755) for path in sorted({"/etc", *parents})]
+    plan += [("file", path, content) for path, content in sorted(files.items())]
+    plan += [("bind", path, path) for path in sorted(directories)]
+    return plan
+
+
+def _plan_devices() -> list[Operation]:
+    return [
+        ("directory", "/dev", 0o755),
+        *(("device", name) for name in _DEVICES),
+        *(("symlink", path, target) for path, target in _DEVICE_LINKS),
+        ("directory", "/dev/shm", 0o755),
+        ("terminals",),
+    ]
+
+
+def _plan_proc() -> list[Operation]:
+    return [
+        ("proc",),
+        ("sysctl", "user/max_user_namespaces", "0"),
+        *(("read_only", f"/proc/{name}") for name in _PROC_READ_ONLY),
+        *(("mask", f"/proc/{name}") for name in _PROC_MASKED),
+    ]
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What of one area a job shows: whole, as a root; or parts of it."""
+
+    whole: list[Mount] = field(default_factory=list)
+    parts: list[tuple[str, Mount]] = field(default_factory=list)
+    files: list[tuple[str, Staged]] = field(default_factory=list)
+    stdin: str | None = None
+
+
+def plan_job(job: Job, areas: Sequence[str], landlock: int) -> list[Operation]:
+    """How the view of one step is made. Raises EnvironmentFault for a source outside of all areas."""
+    shown = _sort_by_area(job, areas)
+    borrowed, attached = _plan_areas(shown)
+    tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
+    directories = _directories(job)
+    plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
+    plan += [
+        ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
+        ("tmpfs", WORKSPACE, "mode=0755"),
+        ("enter_workspace", WORKSPACE),
+        ("tmpfs", "/tmp", tmp),
+        ("watch_tmp", "/tmp"),
+        ("scratch", HOME, 0o755),
+        *(("make_directory", path, 0o755) for path in directories),
+        *attached,
+        ("tmpfs", "/dev/shm", "mode=1777"),
+    ]
+    links = []
+    for item in sorted(job.staged, key=_by_path):
+        if item.data is not None:
+            plan.append(("write", item.path, item.data, 0o555 if item.executable else 0o444, INPUT_MTIME_NS))
+        elif item.symlink is not None:
+            links.append(("link", item.path, item.symlink, INPUT_MTIME_NS))
+    # Links come last, so that nothing is ever staged through one.
+    plan += links
+    plan.append(("date", [*directories, ".", HOME, "/tmp"], INPUT_MTIME_NS))
+    if isinstance(job.stdin, bytes):
+        plan.append(("stdin_bytes", job.stdin))
+    if landlock:
+        plan.append(("landlock", landlock, _landlock_rules(landlock)))
+    return plan
+
+
+def _landlock_rules(abi: int) -> list[tuple[str, int]]:
+    all_rights = syscalls.landlock_rights(abi)
+    return [
+        ("/", syscalls.LANDLOCK_READ),
+        ("/proc", syscalls.LANDLOCK_READ | syscalls.LANDLOCK_WRITE_FILE),
+        ("/dev", all_rights),
+        ("/tmp", all_rights),
+        (WORKSPACE, all_rights),
+    ]
+
+
+def _by_path(item: Staged) -> str:
+    return item.path
+
+
+def _directories(job: Job) -> list[str]:
+    """Every directory of the workspace that must exist before the step starts, parents first."""
+    wanted = {_checked(path) for path in job.directories}
+    wanted.update(_checked(item.path) for item in job.staged if _is_directory(item))
+    inside = [mount.target[len(WORKSPACE) + 1 :] for mount in job.mounts if mount.target.startswith(WORKSPACE + "/")]
+    parents = [os.path.dirname(path) for path in (*inside, *(item.path for item in job.staged))]
+    wanted.update(_checked(path) for path in (*parents, job.cwd) if path)
+    for path in list(wanted):
+        while path := os.path.dirname(path):
+            wanted.add(path)
+    wanted.discard(".")
+    return sorted(wanted)
+
+
+def _is_directory(item: Staged) -> bool:
+    return item.data is None and item.source is None and item.symlink is None
+
+
+def _checked(path: str) -> str:
+    """A path that stays in the workspace; manifests have been checked, so anything else is a bug."""
+    assert path and not path.startswith("/") and ".." not in path.split("/"), f"not a workspace path: {path!r}"
+    return path.rstrip("/")
+
+
+def job_sources(job: Job) -> list[str]:
+    """Every host path of which the job is shown something."""
+    sources = [os.path.normpath(mount.source) for mount in job.mounts]
+    sources += [item.source for item in job.staged if item.source is not None]
+    return [*sources, job.stdin] if isinstance(job.stdin, str) else sources
+
+
+def find_area(source: str, areas: Sequence[str]) -> int:
+    """The area in which a host path lies, the innermost if several."""
+    best = -1
+    for number, area in enumerate(areas):
+        inside = source == area or source.startswith(area.rstrip("/") + "/")
+        if inside and (best < 0 or len(area) > len(areas[best])):
+            best = number
+    if best < 0:
+        raise EnvironmentFault(
+            "the sandbox was not told of a directory that a step needs",
+            facts=[("path", source), ("known", ", ".join(areas) or "none")],
+        )
+    return best
+
+
+def _sort_by_area(job: Job, areas: Sequence[str]) -> dict[int, _Shown]:
+    shown: dict[int, _Shown] = {}
+
+    def locate(source: str) -> tuple[_Shown, str]:
+        number = find_area(source, areas)
+        return shown.setdefault(number, _Shown()), os.path.relpath(source, areas[number])
+
+    for mount in sorted(job.mounts, key=lambda mount: mount.target):
+        _check_target(mount.target)
+        found, inside = locate(os.path.normpath(mount.source))
+        if inside == ".":
+            found.whole.append(mount)
+        else:
+            found.parts.append((inside, mount))
+    for item in sorted(job.staged, key=_by_path):
+        if item.source is not None:
+            found, inside = locate(item.source)
+            found.files.append((inside, item))
+    if isinstance(job.stdin, str):
+        found, found.stdin = locate(job.stdin)
+    return dict(sorted(shown.items()))
+
+
+def _check_target(target: str) -> None:
+    first = target.split("/")[1] if target.startswith("/") else ""
+    if not first or first in ("proc", "dev", "sys") or os.path.normpath(target) != target or target == WORKSPACE:
+        raise EnvironmentFault("a root cannot be shown there", facts=[("path", target)])
+
+
+def _plan_areas(shown: Mapping[int, _Shown]) -> tuple[list[tuple[int, int, bool]], list[Operation]]:
+    """(slot, area, hidden) for each copy of an area's mount that is needed, and what is done with them."""
+    borrowed: list[tuple[int, int, bool]] = []
+    plan: list[Operation] = []
+    for area, what in shown.items():
+        for mount in what.whole:
+            borrowed.append((len(borrowed), area, mount.source != mount.target))
+            plan.append(("attach", len(borrowed) - 1, mount.target))
+        if not (what.parts or what.files or what.stdin):
+            continue
+        borrowed.append((len(borrowed), area, True))
+        plan.append(("attach", len(borrowed) - 1, _STAGING))
+        plan += [("show_tree", f"{_STAGING}/{inside}", mount.target) for inside, mount in what.parts]
+        for inside, item in what.files:
+            mode = 0o555 if item.executable else 0o444
+            plan.append(("show_file", f"{_STAGING}/{inside}", item.path, mode, INPUT_MTIME_NS))
+        if what.stdin is not None:
+            plan.append(("stdin_file", f"{_STAGING}/{what.stdin}"))
+        plan.append(("detach", _STAGING))
+    return borrowed, plan
+
+
+def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
+    """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU."""
+    wanted: list[tuple[int, int, int]] = []
+    if limits.cpu_time_ms is not None:
+        seconds = max(1, math.ceil(limits.cpu_time_ms / 1000))
+        wanted.append((resource.RLIMIT_CPU, seconds, seconds + 1))
+    processes = None if limits.processes is None else limits.processes + _PROCESSES_OF_ITS_OWN
+    for which, value in (
+        (resource.RLIMIT_AS, limits.memory_bytes),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_NOFILE, limits.open_files),
+        (resource.RLIMIT_FSIZE, limits.file_size_bytes),
+    ):
+        if value is not None:
+            wanted.append((which, value, value))
+    return wanted

@@ -1,0 +1,229 @@
+"""Where everything lies: a store's root, the mark of its format, and the three families in it.
+
+    <root>/requiem-store     {"format":2,"hash":"blake3-256"}
+    <root>/CACHEDIR.TAG      backups leave it out
+    <root>/.gitignore        `*`, when the root is made by us
+    <root>/v2/objects/AB/CD/<digest>  and <digest>.meta
+    <root>/v2/tmp            unfinished files, named after their process
+    <root>/v2/quarantine     what was found damaged
+    <root>/v2/packs          (not built yet)
+    <root>/records/AB/<request digest>
+    <root>/records/paths/AB/<request digest>
+    <root>/records/divergences/<request digest>/<result digest>
+    <root>/runs/<run id>
+
+The root keeps the umask's mode, so that a private root protects all; directories within are 0755 and files 0444.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core import canonical
+from ..core.digest import Digest
+from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.errors import (
+    CorruptObject,
+    EnvironmentFault,
+    IntegrityError,
+    MissingObject,
+    RequestError,
+    UsageError,
+)
+from ..core.result import Result
+from .files import NotAFile, Scratch, ensure_directory, fault, kind_of, read_small
+from .objects import Objects, Stats
+from .records import Records
+from .runs import Runs
+
+FORMAT = 2
+HASH = "blake3-256"
+MARK = "requiem-store"
+_MARK_CONTENT = canonical.encode_plain({"format": FORMAT, "hash": HASH}) + b"\n"
+_TAG = (
+    b"Signature: 8a477f597d28d172789f06886806bc55\n"
+    b"# This directory is a store of Requiem, a build runner: everything in it can be made again.\n"
+)
+_OURS = frozenset({MARK, "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
+_TEMPORARY = ".new-"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What `cas stats` counts."""
+
+    objects: Stats
+    records: int
+    divergences: int
+    runs: int
+    quarantined: int
+    temporary: int
+
+
+class Store:
+    """Objects, records and runs under one root. Opening it makes it, unless `read_only`.
+
+    Raises UsageError for a directory that holds something else, IntegrityError for the format of another
+    version, EnvironmentFault where the host refuses. On a file system that cannot be written an existing
+    store opens all the same: `refusal` then says why nothing can be put.
+    """
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+        self.root = Path(os.path.realpath(root))
+        place = str(self.root)
+        try:
+            known = _read_mark(place)
+            self.refusal = _refusal(place, read_only=read_only, known=known)
+            if self.refusal is None:
+                if not known:
+                    _check_unclaimed(place)
+                _make(place)
+        except OSError as error:
+            raise fault(error, f"opening the store {place}", place) from error
+        self._scratch = Scratch(f"{place}/v2/tmp")
+        self.objects = Objects(f"{place}/v2", self._scratch, refusal=self.refusal)
+        self.records = Records(f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal)
+        self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal)
+        if self.refusal is None:
+            with suppress(OSError):
+                self._scratch.sweep()
+
+    def missing(self, result: Result) -> list[Digest]:
+        """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""
+        wanted: list[Entry] = [
+            *result.outputs.values(),
+            File(result.stdout.digest, result.stdout.size),
+            File(result.stderr.digest, result.stderr.size),
+        ]
+        absent: list[Digest] = []
+        seen: set[tuple[Digest, bool]] = set()
+        for entry in wanted:  # Grows while it is walked: no recursion over what others wrote.
+            if isinstance(entry, Link) or (entry.digest, isinstance(entry, Tree)) in seen:
+                continue
+            seen.add((entry.digest, isinstance(entry, Tree)))
+            if isinstance(entry, File):
+                if not self.objects.has(entry.digest):
+                    absent.append(entry.digest)
+                continue
+            children = self._children(entry)
+            if children is None:
+                absent.append(entry.digest)
+            else:
+                wanted.extend(children)
+        return list(dict.fromkeys(absent))
+
+    def _children(self, tree: Tree) -> list[Entry] | None:
+        try:
+            return [child for _, child in parse_tree(self.objects.get(tree.digest, size_max=canonical.BYTES_MAX))]
+        except (MissingObject, CorruptObject, RequestError):
+            return None
+
+    def stats(self) -> Contents:
+        return Contents(
+            objects=self.objects.stats(),
+            records=sum(1 for _ in self.records),
+            divergences=sum(1 for _ in self.records.divergences()),
+            runs=sum(1 for _ in self.runs),
+            quarantined=len(list(_names(f"{self.root}/v2/quarantine"))),
+            temporary=sum(1 for _ in self._scratch.paths()),
+        )
+
+
+def _names(directory: str) -> Iterator[str]:
+    with suppress(FileNotFoundError):
+        yield from os.listdir(directory)
+
+
+def _read_mark(place: str) -> bool:
+    """Whether the root bears the mark of this format. Raises IntegrityError for another format's."""
+    path = f"{place}/{MARK}"
+    try:
+        content = read_small(path, 4096)
+        if content is None:
+            return False
+        mark = canonical.parse(content)
+        number, primitive = mark["format"], mark["hash"]
+    except (NotAFile, ValueError, RequestError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            "the store's mark of its format is damaged", facts=[("path", path)], hint="is this really a store?"
+        ) from error
+    if type(number) is not int or number > FORMAT:
+        raise IntegrityError(
+            f"store format v{number} is newer than this requiem",
+            facts=[("store", place), ("understood", f"v{FORMAT}")],
+            hint="use the newer requiem, or another store with REQUIEM_CAS_DIR",
+        )
+    if number != FORMAT:
+        raise _older(place)
+    if primitive != HASH:  # The store says how its names are made, never an object.
+        raise IntegrityError(f"the store's names are made by {primitive}, not {HASH}", facts=[("store", place)])
+    return True
+
+
+def _older(place: str) -> IntegrityError:
+    return IntegrityError("the store has the older format v1", facts=[("store", place)], hint="requiem cas migrate")
+
+
+def _refusal(place: str, *, read_only: bool, known: bool) -> EnvironmentFault | None:
+    if read_only:
+        if not known:
+            _check_unclaimed(place)
+            raise UsageError(f'no store at "{place}"', hint="a build makes one")
+        return EnvironmentFault("the store is open for reading only", facts=[("store", place)])
+    objects = f"{place}/v2/objects"
+    if known and os.path.isdir(objects) and not os.access(objects, os.W_OK | os.X_OK):
+        number = errno.EROFS if os.statvfs(objects).f_flag & os.ST_RDONLY else errno.EACCES
+        return fault(OSError(number, os.strerror(number), objects), "writing to the store", place)
+    return None
+
+
+def _check_unclaimed(place: str) -> None:
+    """A root without the mark must be absent, empty, or a store whose making was interrupted."""
+    try:
+        found = os.lstat(place)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise UsageError(f'the store "{place}" is {kind_of(found.st_mode)}, not a directory')
+    names = sorted(os.listdir(place))
+    if "objects" in names and os.path.isdir(f"{place}/objects"):
+        raise _older(place)
+    foreign = [name for name in names if name not in _OURS and not name.startswith(_TEMPORARY)]
+    if foreign:
+        raise UsageError(
+            f'"{place}" is not a store and not empty',
+            facts=[("holds", ", ".join(foreign[:5]))],
+            hint="give an empty or new directory",
+        )
+
+
+def _make(place: str) -> None:
+    made = False
+    if not os.path.isdir(place):
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        with suppress(FileExistsError):
+            os.mkdir(place)
+            made = True
+    if made:
+        _write(place, ".gitignore", b"*\n")
+    if not os.path.lexists(f"{place}/{MARK}"):
+        _write(place, "CACHEDIR.TAG", _TAG)
+    for name in ("v2", "v2/objects", "v2/tmp", "v2/quarantine", "v2/packs", "records", "runs"):
+        ensure_directory(f"{place}/{name}")
+    for name in ("records/paths", "records/divergences"):
+        ensure_directory(f"{place}/{name}")
+    if not os.path.lexists(f"{place}/{MARK}"):
+        _write(place, MARK, _MARK_CONTENT)  # Last: what bears the mark is complete.
+
+
+def _write(place: str, name: str, content: bytes) -> None:
+    temporary = f"{place}/{_TEMPORARY}{name}.{os.getpid()}"
+    with open(temporary, "wb") as file:
+        file.write(content)
+    os.replace(temporary, f"{place}/{name}")
