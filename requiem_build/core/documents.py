@@ -102,7 +102,7 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     known = list(names)
     if len(known) > 5000:  # difflib compares with each.
         known = [other for other in known if other[:2] == name[:2]][:5000]
-    close = get_close_matches(name[:200], known, n=2, cutoff=0.6)
+    close = get_close_matches(name[:200], known, n=1, cutoff=0.6)
     if not close:
         folded = {other.lower(): other for other in known}
         close = [folded[name.lower()]] if name.lower() in folded else []

@@ -15,7 +15,9 @@ from .templates import ATTRIBUTES, ITEMS_MAX, METHODS, TEXT_MAX, BadTemplate, Na
 NODES_MAX = 200
 INTEGER_MAX = 2**63 - 1
 
-FILTERS = frozenset("default first join last length list lower map reject replace reverse select sort trim unique upper".split())
+FILTERS = frozenset(
+    "default first join last length list lower map reject replace reverse select sort trim unique upper".split()
+)
 TESTS = frozenset("defined undefined equalto eq ne in even odd false true none number string".split())
 TEXT_METHODS = frozenset(
     "capitalize endswith lower lstrip removeprefix removesuffix replace rstrip split startswith strip title upper".split()
@@ -43,7 +45,15 @@ class Compiled:
             raise BadTemplate(_plain(error), hint=_nearest(self.roots, variables)) from error
         except SecurityError as error:
             raise BadTemplate(_plain(error), hint="expressions see values and a few methods only") from error
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+            RecursionError,
+            MemoryError,
+        ) as error:
             raise BadTemplate(f"{{{{ {self.text} }}}}: {_plain(error)}") from error
         except AttributeError as error:
             raise BadTemplate(f"{{{{ {self.text} }}}}: {_plain(error)}") from error
@@ -61,7 +71,7 @@ def compile_expression(text: str) -> Compiled:
         parser = Parser(environment, text, state="variable")
         tree = parser.parse_expression()
         if not parser.stream.eos:
-            raise BadTemplate(f"{{{{ {text[:200]} }}}} is more than one expression")
+            raise BadTemplate(f"{{{{ {_short(text)} }}}} is more than one expression")
         roots = set()
         pending: list[nodes.Node] = [tree]
         for count, node in enumerate(pending):
@@ -72,16 +82,20 @@ def compile_expression(text: str) -> Compiled:
             pending.extend(node.iter_child_nodes())
         return Compiled(text, frozenset(roots), environment.compile_expression(text, undefined_to_none=False))
     except TemplateError as error:
-        raise BadTemplate(f"{{{{ {quoted(text)[1:-1]} }}}} is no expression: {_plain(error)}") from error
+        raise BadTemplate(f"{{{{ {_short(text)} }}}} is no expression: {_plain(error)}") from error
     except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
         if isinstance(error, BadTemplate):
             raise
-        raise BadTemplate(f"{{{{ {quoted(text)[1:-1]} }}}} is no expression") from error
+        raise BadTemplate(f"{{{{ {_short(text)} }}}} is no expression") from error
+
+
+def _short(text: str) -> str:
+    return quoted(text)[1:].removesuffix('"')
 
 
 def _plain(error: Exception) -> str:
     text = re.sub(r" \(?at line \d+\)?$", "", str(error) or type(error).__name__)
-    return quoted(text.replace("'", '"').partition("\n")[0], 300)[1:-1]
+    return quoted(text.replace("'", '"').partition("\n")[0], 300)[1:].removesuffix('"')
 
 
 def _nearest(roots: Iterable[str], variables: Mapping[str, Any]) -> str | None:
@@ -137,6 +151,7 @@ def _raw(value: Any) -> Any:
 @lru_cache(maxsize=1)
 def _environment() -> Any:
     from jinja2 import StrictUndefined
+    from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Sandbox(ImmutableSandboxedEnvironment):
@@ -164,12 +179,19 @@ def _environment() -> Any:
                 return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
             if isinstance(obj, Named) and attribute in obj.names:
                 return obj.names[attribute]
+            if isinstance(obj, str) and attribute not in TEXT_METHODS:
+                if not (isinstance(obj, Value) and attribute in ATTRIBUTES | METHODS):
+                    return self.unsafe_undefined(obj, attribute)
             return super().getattr(obj, attribute)
 
         def getitem(self, obj: Any, argument: Any) -> Any:
-            if isinstance(obj, Named) and isinstance(argument, str):
+            if isinstance(argument, str) and isinstance(obj, Named | str):
                 return self.getattr(obj, argument)
             return super().getitem(obj, argument)
+
+        def unsafe_undefined(self, obj: Any, attribute: str) -> Any:
+            kind = "a text" if isinstance(obj, str) else "a list" if isinstance(obj, list | tuple) else "this value"
+            return self.undefined(f"{kind} has no attribute {quoted(attribute)} here", exc=SecurityError)
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
             owner = getattr(__obj, "__self__", None)

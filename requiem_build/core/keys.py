@@ -64,7 +64,14 @@ class Key:
 
 
 def type_name(value: object) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a float", str: "a string", list: "a list", dict: "a table"}
+    names = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a float",
+        str: "a string",
+        list: "a list",
+        dict: "a table",
+    }
     found = names.get(type(value))
     if isinstance(value, float) and value != value:
         return "nan"
@@ -206,7 +213,9 @@ def _duration(value: Any) -> Problem | None:
         hint = f'write "{value}s"' if type(value) is int and 0 < value < 10**6 else None
         return _wants('a duration such as "500ms", "30s", "10m" or "2h"', value, hint=hint)
     if duration_ms(value) is None:
-        return Problem(f'wants a duration such as "500ms", "30s", "10m" or "2h" (at most 366 days), not {quoted(value)}')
+        return Problem(
+            f'wants a duration such as "500ms", "30s", "10m" or "2h" (at most 366 days), not {quoted(value)}'
+        )
     return None
 
 
@@ -230,7 +239,9 @@ def _values(value: Any) -> Problem | None:
     if type(value) is str:
         return _text(value)
     if type(value) is not list:
-        return _wants("a pattern, a list or an expression", value, hint=f"write [{value}]" if type(value) is int else None)
+        return _wants(
+            "a pattern, a list or an expression", value, hint=f"write [{value}]" if type(value) is int else None
+        )
     for index, item in enumerate(value):
         if type(item) not in (str, int, float, bool, dict):
             return _wants("a string, a number, true or false, or a table", item, (index,))
@@ -244,7 +255,9 @@ _NAMED: Schema = {"type": "object", "additionalProperties": {"anyOf": [_STRING, 
 TEXT = Kind("a string", _text, _STRING)
 NAME = Kind("a name", _plain, {"type": "string", "minLength": 1})
 TEXTS = Kind("a list of strings", _list(_text, "a list of strings"), _STRINGS)
-NAMES = Kind("a list of names", _list(_plain, "a list of names"), {"type": "array", "items": {"type": "string", "minLength": 1}})
+NAMES = Kind(
+    "a list of names", _list(_plain, "a list of names"), {"type": "array", "items": {"type": "string", "minLength": 1}}
+)
 BOOLEAN = Kind("true or false", _boolean, {"type": "boolean"})
 CONDITION = Kind(
     "true, false or an expression",
@@ -271,7 +284,11 @@ PATHS = Kind(
     ),
     {"anyOf": [_STRINGS, _NAMED]},
 )
-FILES = Kind("a path or a list of paths", _either("a path or a list of paths", (str, _plain), (list, _list(_plain, "a list of paths"))), {"anyOf": [_STRING, _STRINGS]})
+FILES = Kind(
+    "a path or a list of paths",
+    _either("a path or a list of paths", (str, _plain), (list, _list(_plain, "a list of paths"))),
+    {"anyOf": [_STRING, _STRINGS]},
+)
 EACH = Kind(
     "a table of variables",
     _table(_values, _variable_name, 'a table: foreach.NAME = "src/*.c"'),
@@ -289,7 +306,9 @@ ENVIRONMENT = Kind(
 )
 ENVIRONMENT_NAMES = Kind("a list of names", _list(_environment_item, "a list of names"), _STRINGS)
 DURATION = Kind(
-    "a duration", _duration, {"type": "string", "pattern": "^[0-9]{1,12}(ms|s|m|h)$", "examples": ["500ms", "30s", "10m", "2h"]}
+    "a duration",
+    _duration,
+    {"type": "string", "pattern": "^[0-9]{1,12}(ms|s|m|h)$", "examples": ["500ms", "30s", "10m", "2h"]},
 )
 
 
@@ -317,12 +336,28 @@ STEP: Mapping[str, Key] = {
     "extends": Key(NAME, "The template whose keys this one starts from."),
     "foreach": Key(EACH, "One instance for each value; several variables give their product.", templates=True),
     "when": Key(CONDITION, "Whether the instance exists at all.", "true", templates=True),
-    "command": Key(COMMAND, "What runs: a list is an argv, a string is for the shell. Without it the step is a group.", templates=True),
+    "command": Key(
+        COMMAND,
+        "What runs: a list is an argv, a string is for the shell. Without it the step is a group.",
+        templates=True,
+    ),
     "stdin": Key(NAME, "The file that the command reads as standard input; else it is empty.", templates=True),
     "cwd": Key(NAME, "The directory that the command runs in.", '"."', templates=True),
-    "shell": Key(_choice_kind(SHELLS), "What runs a string command: `bash -euo pipefail -c` or `/bin/sh -eu -c`.", '"bash"'),
-    "inputs": Key(PATHS, "Files, patterns, `dir/` trees and `@step` that the step reads. It sees nothing else of the workspace.", "[]", templates=True),
-    "discover": Key(NAMES, "Patterns of files that the step may read: visible, and in the key only once it has read them.", "[]", templates=True),
+    "shell": Key(
+        _choice_kind(SHELLS), "What runs a string command: `bash -euo pipefail -c` or `/bin/sh -eu -c`.", '"bash"'
+    ),
+    "inputs": Key(
+        PATHS,
+        "Files, patterns, `dir/` trees and `@step` that the step reads. It sees nothing else of the workspace.",
+        "[]",
+        templates=True,
+    ),
+    "discover": Key(
+        NAMES,
+        "Patterns of files that the step may read: visible, and in the key only once it has read them.",
+        "[]",
+        templates=True,
+    ),
     "depfile": Key(NAME, "Where the command writes what it read (Makefile syntax, as `gcc -MMD -MF`).", templates=True),
     "needs": Key(NAMES, "Steps that come first, and whose outputs follow the inputs.", "[]", templates=True),
     "outputs": Key(PATHS, "Files, `dir/` trees and patterns that the step makes.", "[]", templates=True),
@@ -338,8 +373,12 @@ STEP: Mapping[str, Key] = {
     "system": Key(_choice_kind(SYSTEMS), "What the step sees of /usr.", '"host"', later=True, now=("host",)),
     "network": Key(_choice_kind(NETWORKS), "Whether the step reaches the network.", '"none"'),
     "clock": Key(_choice_kind(CLOCKS), "What time it is for the step.", '"real"', later=True, now=("real",)),
-    "random": Key(_choice_kind(RANDOMS), "Where the step's randomness comes from.", '"real"', later=True, now=("real",)),
-    "max_output_bytes": Key(SIZE_OR_NOTHING, "How much of stdout, and of stderr, is kept; more is cut and marked.", '"1MiB"'),
+    "random": Key(
+        _choice_kind(RANDOMS), "Where the step's randomness comes from.", '"real"', later=True, now=("real",)
+    ),
+    "max_output_bytes": Key(
+        SIZE_OR_NOTHING, "How much of stdout, and of stderr, is kept; more is cut and marked.", '"1MiB"'
+    ),
     "timeout": Key(DURATION, "How long the step may take by the clock on the wall."),
     "cpu_time": Key(DURATION, "How much processor time it may use."),
     "memory": Key(SIZE, "How much memory it may use."),
@@ -353,7 +392,12 @@ STEP: Mapping[str, Key] = {
     "pool": Key(NAME, "The pool of `[pools]` whose places it shares."),
     "persistent": Key(BOOLEAN, "A process that stays while others use it.", "false", later=True, now=(False,)),
     "ready": Key(ANYTHING, "How a persistent step says that it is ready.", later=True),
-    "lock": Key(NAMES, "Inputs that pin what the network gives; with them a step that uses it is remembered.", "[]", templates=True),
+    "lock": Key(
+        NAMES,
+        "Inputs that pin what the network gives; with them a step that uses it is remembered.",
+        "[]",
+        templates=True,
+    ),
     "require": Key(ANYTHING, "Conditions on results.", later=True, now=([], {})),
 }
 

@@ -108,9 +108,7 @@ class _Loader:
         self._roots: dict[str, RootTree] = {}
         self._pools: dict[str, int] = {}
 
-    def load(
-        self, path: str, sets: Mapping[str, str], local: str | None, user_roots: Mapping[str, object]
-    ) -> Manifest:
+    def load(self, path: str, sets: Mapping[str, str], local: str | None, user_roots: Mapping[str, object]) -> Manifest:
         document = self._document(path, None)
         over = self._local(local)
         source = Source((document,), document.tables)
@@ -227,7 +225,9 @@ class _Loader:
             for inner in table:
                 if inner not in ("defaults", "vars"):
                     hint = nearest(inner, ("defaults", "vars")) or "a profile holds `defaults` and `vars`"
-                    raise place.at(inner).error(f"unknown key {quoted(inner)} in profile {quoted(name)}", hint=hint, key=True)
+                    raise place.at(inner).error(
+                        f"unknown key {quoted(inner)} in profile {quoted(name)}", hint=hint, key=True
+                    )
             layer = check_keys(table.get("defaults", {}), keys.STEP, place.at("defaults"), f"profile {quoted(name)}")
             variables = _variables(table.get("vars", {}), place.at("vars"))
             if name == self._profile:
@@ -427,7 +427,8 @@ def _root_tree(name: str, table: object, place: Place, folder: str) -> RootTree:
     if "path" not in layer.values:
         raise place.error(f"{owner} has no path", hint='add path = "..."')
     key = [
-        _tree_path(text, folder, layer.places["key"].at(index)) for index, text in enumerate(layer.values.get("key", ()))
+        _tree_path(text, folder, layer.places["key"].at(index))
+        for index, text in enumerate(layer.values.get("key", ()))
     ]
     path = _tree_path(layer.values["path"], folder, layer.places["path"])
     return RootTree(name, path.rstrip("/") or "/", tuple(key), place)
@@ -459,8 +460,12 @@ def _check_version(project: Layer) -> None:
         match = _CLAUSE.fullmatch(clause)
         if match is None:
             raise place.error(f"{quoted(wanted)} is no range of versions", hint='such as ">=1.0" or ">=1.2,<2"')
-        if not _fits(_release(__version__), match.group(1) or "==", _release(match.group(2)), match.group(2).count(".")):
-            raise place.error(f"this manifest wants requiem {quoted(wanted)}", facts=facts, hint="pip install -U requiem-build")
+        if not _fits(
+            _release(__version__), match.group(1) or "==", _release(match.group(2)), match.group(2).count(".")
+        ):
+            raise place.error(
+                f"this manifest wants requiem {quoted(wanted)}", facts=facts, hint="pip install -U requiem-build"
+            )
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -56,18 +56,24 @@ class Value(str):
     """A path or another text with a path's attributes: `name stem suffix parent with_suffix() relative_to()`.
 
     `path` is its spelling in the manifest; with a `view` (folder and cwd) it reads as seen from there.
+    An `exact` one came from a path that stands there, so characters of patterns in it mean themselves.
     """
 
-    __slots__ = ("path", "view")
+    __slots__ = ("exact", "path", "view")
     path: str
     view: tuple[str, str] | None
+    exact: bool
 
-    def __new__(cls, path: str, view: tuple[str, str] | None = None) -> Value:
+    def __new__(cls, path: str, view: tuple[str, str] | None = None, exact: bool = False) -> Value:
         shown = path if view is None or view[0] == view[1] else relative(resolve(path, view[0]), view[1])
         self = super().__new__(cls, shown.removesuffix("/") if len(shown) > 1 else shown)
         self.path = path
         self.view = view
+        self.exact = exact
         return self
+
+    def _like(self, path: str, *, here: bool = False) -> Value:
+        return Value(path, self.view if here else None, self.exact)
 
     @property
     def _plain(self) -> str:
@@ -75,36 +81,36 @@ class Value(str):
 
     @property
     def name(self) -> Value:
-        return Value(self._plain.rpartition("/")[2])
+        return self._like(self._plain.rpartition("/")[2])
 
     @property
     def suffix(self) -> Value:
         name = self._plain.rpartition("/")[2]
         dot = name.rfind(".")
-        return Value(name[dot:] if 0 < dot < len(name) - 1 else "")
+        return self._like(name[dot:] if 0 < dot < len(name) - 1 else "")
 
     @property
     def stem(self) -> Value:
         name = self._plain.rpartition("/")[2]
-        return Value(name[: len(name) - len(self.suffix)] if self.suffix else name)
+        return self._like(name[: len(name) - len(self.suffix)] if self.suffix else name)
 
     @property
     def parent(self) -> Value:
-        return Value(self._plain.rpartition("/")[0] or ".", self.view)
+        return self._like(self._plain.rpartition("/")[0] or ".", here=True)
 
     def with_suffix(self, suffix: str) -> Value:
         if suffix and (not suffix.startswith(".") or "/" in suffix or suffix == "."):
             raise BadTemplate(f"with_suffix wants a suffix such as .o, not {quoted(suffix)}")
         plain = self._plain
-        return Value(plain[: len(plain) - len(self.suffix)] + suffix, self.view)
+        return self._like(plain[: len(plain) - len(self.suffix)] + suffix, here=True)
 
     def relative_to(self, directory: str) -> Value:
         above = (directory.path if isinstance(directory, Value) else str(directory)).removesuffix("/")
         if above == ".":
-            return Value(self._plain)
+            return self._like(self._plain)
         if self._plain != above and not self._plain.startswith(above + "/"):
             raise BadTemplate(f"{quoted(self._plain)} is not below {quoted(above)}")
-        return Value(self._plain[len(above) + 1 :] or ".")
+        return self._like(self._plain[len(above) + 1 :] or ".")
 
 
 ATTRIBUTES = frozenset({"name", "stem", "suffix", "parent"})
@@ -289,7 +295,10 @@ def words(text: str, variables: Variables, *, literal_paths: bool = False) -> li
         if isinstance(value, list | tuple):
             if several is not None:
                 raise BadTemplate("two lists in one item", hint="join one of them: {{ dirs | join(',') }}")
-            several, at_list = [_word(item, part.text, literal_paths and index == 0, literal_paths) for item in value], index
+            several, at_list = (
+                [_word(item, part.text, literal_paths and index == 0, literal_paths) for item in value],
+                index,
+            )
             filled.append("")
         else:
             filled.append(_word(value, part.text, literal_paths and index == 0, literal_paths))
@@ -301,7 +310,7 @@ def words(text: str, variables: Variables, *, literal_paths: bool = False) -> li
 
 def _word(value: Any, expression: str, first: bool, literal: bool) -> str:
     text = as_text(value, expression)
-    if literal and isinstance(value, Value):
+    if literal and isinstance(value, Value) and value.exact:
         text = escape(text)
         if first and text.startswith(("!", "@")):
             return "./" + text
@@ -397,7 +406,9 @@ def _check_size(texts: Sequence[str]) -> None:
         raise BadTemplate(f"longer than {WORDS_BYTES_MAX:,} characters")
 
 
-def render_variables(raw: Mapping[str, Any], fixed: Variables, fail: Callable[[str, BadTemplate], Exception]) -> dict[str, Any]:
+def render_variables(
+    raw: Mapping[str, Any], fixed: Variables, fail: Callable[[str, BadTemplate], Exception]
+) -> dict[str, Any]:
     """Variables that speak of variables, filled in in the order that this takes. `fail` words an error at a variable."""
     done: dict[str, Any] = {}
     pending = [(name, False) for name in reversed(raw)]
@@ -415,7 +426,9 @@ def render_variables(raw: Mapping[str, Any], fixed: Variables, fail: Callable[[s
                 waiting[name] = None
                 pending.append((name, True))
                 wanted = set().union(*(roots_of(text) for text in spoken(raw[name]) if "{{" in text))
-                pending.extend((other, False) for other in sorted(wanted, reverse=True) if other in raw and other not in done)
+                pending.extend(
+                    (other, False) for other in sorted(wanted, reverse=True) if other in raw and other not in done
+                )
                 continue
             done[name] = _filled(raw[name], {**fixed, **done})
             waiting.pop(name, None)
@@ -469,7 +482,10 @@ class Recipe:
 
     def argv(self, found: Mapping[str, Sequence[str]] | None = None) -> tuple[tuple[str, ...], str]:
         """The argv, and the command as a person would type it. Raises BadTemplate."""
-        variables = self.names(found or {})
+        return self.argv_with(self.names(found or {}))
+
+    def argv_with(self, variables: Variables) -> tuple[tuple[str, ...], str]:
+        """The same with `names()` at hand."""
         if isinstance(self.command, str):
             text = shell_text(self.command, variables)
             return (*SHELLS[self.shell], text), text
@@ -492,10 +508,10 @@ class Recipe:
         return names
 
 
-def each_value(value: Any, view: tuple[str, str] | None) -> Any:
+def each_value(value: Any, view: tuple[str, str] | None, exact: bool = False) -> Any:
     """A foreach value as expressions see it: every text with a path's attributes."""
     if isinstance(value, str):
-        return Value(value, view)
+        return Value(value, view, exact)
     if isinstance(value, dict):
         return {name: each_value(item, None) for name, item in value.items()}
     return [each_value(item, None) for item in value] if isinstance(value, list) else value

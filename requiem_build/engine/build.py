@@ -16,6 +16,7 @@ from ..core.digest import Digest, object_digest
 from ..core.errors import EnvironmentFault, Interrupted, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
+from ..core.patterns import is_pattern
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -228,9 +229,9 @@ class _Run:
             if not instance.lay_out or name in self.memory.steps:
                 continue
             for path in instance.outputs:
-                if path not in made and not any(c in path for c in "*?["):
-                    if os.path.lexists(os.path.join(self.site.root, path.rstrip("/"))):
-                        strange.append(path)
+                full = os.path.join(self.site.root, path.rstrip("/"))
+                if path not in made and not is_pattern(path) and os.path.lexists(full):
+                    strange.append(path)
         if not strange:
             return
         tracked = tracked_by_git(self.site.root, [path.rstrip("/") for path in strange])
@@ -247,8 +248,6 @@ class _Run:
 
     @contextmanager
     def _executor(self, blobs: Blobs, surroundings: Surroundings, workspace: Workspace) -> Iterator[Executor]:
-        from ..core.patterns import compile_pattern
-
         roots = [surroundings.host_path(root) for root in self.planned.plan.roots.values()]
 
         def boot(request: Request) -> Sandbox:
@@ -258,7 +257,6 @@ class _Run:
             blobs,
             boot,
             workspace=self.site.root,
-            matcher=compile_pattern,
             list_undeclared=self.options.verbose,
         )
         try:
@@ -427,14 +425,14 @@ def boot_sandbox(request: Request, site: Site, store: Store, roots: list[str]) -
         return StrictSandbox(
             roots=roots,
             store=str(store.root),
-            scratch=os.path.join(site.dot, "tmp"),
             network=request.policy.network,
         )
     from ..sandbox.posix import NoSandbox, ProcessSandbox
 
     if level == "none":
         return NoSandbox(workspace=site.root)
-    return ProcessSandbox(scratch=os.path.join(site.dot, "staged"))
+    # The path is part of what the step sees: the same for the same request, and no other step's.
+    return ProcessSandbox(scratch=os.path.join(site.dot, "staged", request.digest[:24]))
 
 
 def as_environment_fault(error: OSError) -> RequiemError:

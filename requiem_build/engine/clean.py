@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.events import Listener, Warned
+from ..core.patterns import is_pattern
 from ..executors.blobs import Blobs
 from . import memory as memories
 from . import plans
@@ -57,7 +58,7 @@ def clean(options: Options, listener: Listener) -> Cleaned:
             if not options.dry_run:
                 del memory.steps[name]
         for path, name in declared.items():
-            if memory.steps or any(c in path for c in "*?[") or (wanted is not None and name not in wanted):
+            if memory.steps or is_pattern(path) or (wanted is not None and name not in wanted):
                 continue
             _clean_unremembered(path, layout, removed, kept, dry_run=options.dry_run)
         if not options.dry_run:

@@ -28,8 +28,6 @@ def execute(request: Request, site: Site, store: Store, on_start: Callable[[Call
 
     Raises EnvironmentFault if its roots, tools or platform are not this host's, UnknownName for a missing object.
     """
-    from ..core.patterns import compile_pattern
-
     if request.discovered is not None or request.discover:
         raise EnvironmentFault("a request with discover cannot be run alone: what it may see is not in it")
     _check_host(request, site)
@@ -39,7 +37,7 @@ def execute(request: Request, site: Site, store: Store, on_start: Callable[[Call
     roots = [os.path.join(site.root, path) for path in request.roots if path != SYSTEM_ROOT]
     scratch = tempfile.mkdtemp(dir=os.path.join(site.dot, "tmp"))
     executor = LocalExecutor(
-        blobs, lambda wanted: boot_sandbox(wanted, site, store, roots), workspace=site.root, matcher=compile_pattern
+        blobs, lambda wanted: boot_sandbox(wanted, site, store, roots), workspace=site.root
     )
     try:
         on_start(lambda _: executor.cancel(kill=False))

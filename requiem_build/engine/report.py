@@ -26,7 +26,7 @@ class Report:
         return self.exit_code == 0
 
     def counts(self) -> dict[str, int]:
-        found = Counter(step.state for step in self.steps)
+        found = Counter[str](step.state for step in self.steps)
         names = ("fresh", "hit", "miss", "unknown") if self.dry_run else STATES
         return {"total": len(self.steps), **{name: found[name] for name in names}}
 

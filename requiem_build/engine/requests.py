@@ -10,6 +10,7 @@ from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree
 from ..core.errors import UsageError
 from ..core.instance import Input, Instance
+from ..core.patterns import compile_pattern
 from ..core.request import Request, by_bytes
 from .surroundings import SYSTEM_ROOT, Surroundings
 from .workspace import Workspace
@@ -32,8 +33,8 @@ class Inputs:
 
     entries: Mapping[str, Entry]
     sources: frozenset[str]
-    listed: tuple[str, ...]
-    """The paths in the order of `{{ inputs }}`, late ones resolved."""
+    late: Mapping[str, tuple[str, ...]]
+    """What each late input's pattern turned out to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +66,17 @@ class RequestMaker:
     def inputs(self, instance: Instance, made: Made) -> Inputs:
         entries: dict[str, Entry] = {}
         sources: set[str] = set()
-        listed: dict[str, None] = {}
+        late: dict[str, tuple[str, ...]] = {}
         for item in instance.inputs:
             if item.producer is None:
                 found = self._workspace.source(item.path, instance.name)
                 sources |= found.keys()
-                listed[item.path] = None
             else:
                 found = self._made(item, made[item.producer], instance)
-                listed |= dict.fromkeys(found)
+                if item.late:
+                    late[item.path] = tuple(dict.fromkeys((*late.get(item.path, ()), *by_bytes(set(found)))))
             entries |= found
-        return Inputs(entries, frozenset(sources), tuple(listed))
+        return Inputs(entries, frozenset(sources), late)
 
     def _made(self, item: Input, outputs: Mapping[str, Entry], instance: Instance) -> dict[str, Entry]:
         if item.late:
@@ -86,10 +87,8 @@ class RequestMaker:
         return {item.path: entry}
 
     def _late(self, item: Input, outputs: Mapping[str, Entry]) -> dict[str, Entry]:
-        from ..core.patterns import compile_pattern
-
         matches = compile_pattern(item.path)
-        found = {path: entry for path, entry in outputs.items() if item.path == "**" or matches(path)}
+        found = {path: entry for path, entry in outputs.items() if matches(path)}
         if not found:
             raise InputNotMade(f'reads "{item.path}", and "{item.producer}" made nothing that matches')
         return found
@@ -100,13 +99,10 @@ class RequestMaker:
         for top, entry in outputs.items():
             if not (isinstance(entry, Tree) and (plain + "/").startswith(top)):
                 continue
+            below: Entry | None = entry
             for name in plain[len(top) :].split("/"):
-                if not isinstance(entry, Tree):
-                    return None
-                entry = self._workspace.children_of(entry).get(name)
-                if entry is None:
-                    return None
-            return entry if isinstance(entry, Tree) == path.endswith("/") else None
+                below = self._workspace.children_of(below).get(name) if isinstance(below, Tree) else None
+            return below if isinstance(below, Tree) == path.endswith("/") else None
         return None
 
     def make(self, instance: Instance, inputs: Inputs, command: Sequence[str], made: Made) -> Asked:

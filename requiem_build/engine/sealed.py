@@ -79,7 +79,7 @@ def load(path: str, key: bytes) -> Any:
         return None
 
 
-def save(path: str, key: bytes, value: object) -> None:
+def save(path: str, key: bytes, value: Any) -> None:
     """Saves what `marshal` can hold. A cache that cannot be written is no error."""
     body = marshal.dumps(value)
     temporary = f"{path}.{os.getpid()}"

@@ -18,6 +18,7 @@ from ..core.entries import Entry, digests_of
 from ..core.errors import CorruptObject, MissingObject
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.instance import Instance
+from ..core.patterns import matches_any
 from ..core.request import Request
 from ..executors.local import discovered_now
 from ..store.layout import Store
@@ -122,14 +123,12 @@ class Performer:
             return instance.command, instance.shown
         from ..core.templates import render_late
 
-        return render_late(instance.late, inputs.listed)
+        return render_late(instance.late, inputs.late)
 
     def _offered(self, instance: Instance, made: Made) -> dict[str, Entry]:
         """What `discover` matches now: sources, and outputs of the steps that come first because of it."""
         if not instance.discover:
             return {}
-        from ..core.patterns import matches_any
-
         offered: dict[str, Entry] = {}
         for path in self.offers[instance.discover]:
             entry = self.workspace.entry(path)

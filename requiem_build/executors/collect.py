@@ -9,17 +9,17 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, make_tree
+from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import WORKSPACE
 from .blobs import EACH_MAX, Blobs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_WILD = frozenset("*?[")
 LISTED_MAX = 10
 
 
@@ -34,14 +34,13 @@ class NotCollected(Exception):
 
 @dataclass(slots=True)
 class Collector:
-    """`workspace` is a directory descriptor; `matcher` says whether a path matches a declared output pattern.
+    """`workspace` is a directory descriptor.
 
     `visible` are the absolute directories that every step with these roots sees: a symlink may lead there.
     """
 
     blobs: Blobs
     workspace: int
-    matcher: Callable[[str], Callable[[str], bool]]
     visible: Sequence[str] = ("/usr",)
     size_max: int | None = None
     _size: int = field(default=0, init=False)
@@ -53,9 +52,9 @@ class Collector:
             if is_pattern(path):
                 found |= self._pattern(path, inputs)
             elif path.endswith("/"):
-                found[path] = self._tree(path)
+                found[unescape(path)] = self._tree(unescape(path))
             else:
-                found[path] = self._single(path)
+                found[unescape(path)] = self._single(unescape(path))
         return found
 
     def _single(self, path: str) -> Entry:
@@ -186,10 +185,10 @@ class Collector:
                     pending.append(name if directory == "." else f"{directory}/{name}")
 
     def _pattern(self, pattern: str, inputs: Collection[str]) -> dict[str, Entry]:
-        literal = posixpath.dirname(pattern[: min(pattern.index(c) for c in _WILD if c in pattern)])
-        matches = self.matcher(pattern)
+        matches = compile_pattern(pattern)
+        literal = matches.prefix
         found: dict[str, Entry] = {}
-        for directory, names in self._walk(literal or "."):
+        for directory, names in self._walk(literal):
             for name, kind in names:
                 path = name if directory == "." else f"{directory}/{name}"
                 if kind != "dir" and path not in inputs and matches(path):
@@ -202,7 +201,7 @@ class Collector:
     def undeclared(self, declared: Sequence[str], known: Collection[str]) -> list[str]:
         """What the step made and did not declare; the first few, for people."""
         directories = tuple(path for path in declared if path.endswith("/"))
-        patterns = [self.matcher(path) for path in declared if is_pattern(path)]
+        patterns = [compile_pattern(path) for path in declared if is_pattern(path)]
         found: list[str] = []
         for directory, names in self._walk("."):
             for name, kind in names:
@@ -213,10 +212,6 @@ class Collector:
                     if len(found) > LISTED_MAX:
                         return found
         return found
-
-
-def is_pattern(path: str) -> bool:
-    return not _WILD.isdisjoint(path)
 
 
 def _kind(directory: int, name: str) -> str | None:

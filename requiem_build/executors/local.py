@@ -16,13 +16,14 @@ from typing import Any
 from ..core import canonical
 from ..core.digest import Digest, object_digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import KNOWN_LEAKS, WORKSPACE, Limits
 from ..core.request import LISTING, Request, by_bytes
 from ..core.result import Captured, make_result
 from ..sandbox.base import Finished, Job, Mount, Sandbox, Staged
 from .base import Ran
 from .blobs import EACH_MAX, Blobs
-from .collect import Collector, NotCollected, is_pattern
+from .collect import Collector, NotCollected
 from .depfile import parse_depfile
 
 SandboxFactory = Callable[[Request], Sandbox]
@@ -30,7 +31,7 @@ SYSTEM_ROOT = "/usr"
 
 
 class LocalExecutor:
-    """`boot(request)` makes a sandbox of the request's level and network. Idle ones are used again."""
+    """`boot(request)` makes a sandbox of the request's level and network. Idle strict ones are used again."""
 
     name = "local"
 
@@ -40,13 +41,11 @@ class LocalExecutor:
         boot: SandboxFactory,
         *,
         workspace: str,
-        matcher: Callable[[str], Callable[[str], bool]],
         list_undeclared: bool = False,
     ) -> None:
         self.blobs = blobs
         self._boot = boot
         self._workspace = workspace
-        self._matcher = matcher
         self._list_undeclared = list_undeclared
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[Sandbox]] = {}
@@ -84,7 +83,7 @@ class LocalExecutor:
     def _release(self, request: Request, sandbox: Sandbox, *, healthy: bool) -> None:
         with self._lock:
             self._busy.discard(sandbox)
-            if healthy and not self._cancelled:
+            if healthy and not self._cancelled and request.policy.sandbox == "strict":
                 self._idle.setdefault((request.policy.sandbox, request.policy.network), []).append(sandbox)
                 return
         sandbox.close()
@@ -182,7 +181,6 @@ class LocalExecutor:
         collector = Collector(
             self.blobs,
             finished.workspace_fd,
-            self._matcher,
             visible=[path for path in request.roots if path.startswith("/")] or [SYSTEM_ROOT],
             size_max=limits.output_size_bytes,
         )
@@ -294,11 +292,9 @@ def signal_name(number: int | None) -> str:
 
 def _parent_of(path: str) -> str:
     """The directory that must exist before a declared output can be made."""
-    plain = path.rstrip("/")
-    if is_pattern(plain):
-        wild = min(plain.index(c) for c in "*?[" if c in plain)
-        return posixpath.dirname(plain[:wild])
-    return posixpath.dirname(plain)
+    if is_pattern(path):
+        return compile_pattern(path).prefix
+    return posixpath.dirname(unescape(path).rstrip("/"))
 
 
 def _relative_cwd(cwd: str, workspace: str) -> str:

@@ -84,8 +84,10 @@ class Sandbox(Protocol):
     """One sandbox runs one job at a time; each worker thread of the engine has its own."""
 
     level: str
-    protection: Mapping[str, object]
-    """What is really in force, as the record says it, e.g. {"namespaces": [...], "landlock": 6, "seccomp": true}."""
+
+    @property
+    def protection(self) -> Mapping[str, object]:
+        """What is really in force, as the record says it, e.g. {"namespaces": [...], "landlock": 6, "seccomp": true}."""
 
     def run(self, job: Job) -> Finished:
         """Runs to the end, limits included. Raises EnvironmentFault when the sandbox itself fails."""

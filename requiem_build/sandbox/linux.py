@@ -17,8 +17,9 @@ from ..core.policy import WORKSPACE
 from .attendant import Attendant
 from .base import Finished, Job
 from .ending import name_ending
+from .layout import plan_rlimits
 from .seccomp import make_filter
-from .view import Host, find_area, job_sources, plan_boot, plan_job, plan_rlimits, read, read_host
+from .view import Host, find_area, job_sources, plan_boot, plan_job, read, read_host
 
 _WAY_OUT = "or run with --sandbox process, which promises less"
 

@@ -19,6 +19,9 @@ GRACE_S = 2.0
 
 _CHUNK = 65536
 
+_PATIENCE_MS = 1000.0 if hasattr(os, "pidfd_open") else 20.0
+"""Orphans that end while the command runs on are ours to reap, and without pidfds the command's own end is, too."""
+
 
 class Stream:
     """One output of the step: keeps the first bytes, counts none, drops the rest as it comes."""
@@ -128,33 +131,56 @@ class Watch:
         self.cancelled = False
         self._kill_at: float | None = None
 
-    def until_end(self, timeout_ms: int | None) -> None:
+    def follow(self, timeout_ms: int | None) -> dict[str, Any]:
+        """Returns when every process of the step is dead and all that they wrote has been read."""
+        self._until_end(timeout_ms)
+        self.tree.end()
+        for stream in self.streams.values():
+            stream.drain()
+        out, err = self.streams.values()
+        return {
+            "status": self.tree.status,
+            "stdout": out.kept(),
+            "stderr": err.kept(),
+            "stdout_truncated": out.truncated,
+            "stderr_truncated": err.truncated,
+            "leftovers": self.tree.killed,
+            "timed_out": self.timed_out,
+            "cancelled": self.cancelled,
+            "user_ms": round(self.tree.user_s * 1000),
+            "system_ms": round(self.tree.system_s * 1000),
+            "max_rss_kib": self.tree.max_rss_kib,
+        }
+
+    def _until_end(self, timeout_ms: int | None) -> None:
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        ended = os.pidfd_open(self.tree.leader)
+        ended = _open_process(self.tree.leader)
         poll = select.poll()
         for descriptor in (ended, self.channel.fileno(), *self.streams):
-            poll.register(descriptor, select.POLLIN)
+            if descriptor >= 0:
+                poll.register(descriptor, select.POLLIN)
         try:
             while True:
                 happened = [descriptor for descriptor, _ in poll.poll(self._patience_ms(deadline))]
-                if ended in happened:
+                if ended in happened or self.tree.status is not None:
                     return
+                self._on_time(deadline)
                 if not happened:
-                    self._on_time(deadline)
+                    self.tree.reap_dead()
                 for descriptor in happened:
                     if descriptor == self.channel.fileno():
                         self._on_message(self.channel.receive()[0])
                     elif not self.streams[descriptor].pull() and not self.streams[descriptor].open:
                         poll.unregister(descriptor)
         finally:
-            os.close(ended)
+            if ended >= 0:
+                os.close(ended)
 
     def _patience_ms(self, deadline: float | None) -> float:
-        # At most a second: orphans that end while the command runs on are ours to reap.
         next_event = self._kill_at if self._kill_at is not None else deadline
         if next_event is None:
-            return 1000
-        return min(1000.0, max(0.0, (next_event - time.monotonic()) * 1000 + 1))
+            return _PATIENCE_MS
+        return min(_PATIENCE_MS, max(0.0, (next_event - time.monotonic()) * 1000 + 1))
 
     def _on_time(self, deadline: float | None) -> None:
         now = time.monotonic()
@@ -164,7 +190,6 @@ class Watch:
         elif deadline is not None and now >= deadline:
             self.timed_out = True
             self._terminate(now)
-        self.tree.reap_dead()
 
     def _on_message(self, message: tuple[Any, ...]) -> None:
         kind, number, kill = message
@@ -181,3 +206,8 @@ class Watch:
         self.tree.signal(signal.SIGTERM)
         self.tree.signal(signal.SIGCONT)  # A stopped process could not act on TERM.
         self._kill_at = now + GRACE_S
+
+
+def _open_process(pid: int) -> int:
+    """A descriptor that becomes readable when the process ends, or -1 where there is no such thing."""
+    return os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1

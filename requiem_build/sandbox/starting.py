@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import stat
 import struct
 from typing import Any
@@ -47,7 +48,15 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
         if job["rlimits"]:
             return _fork_and_execute(program, job, stdin, out, err)
         actions = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
-        return os.posix_spawn(program, job["command"], job["env"], file_actions=actions, setsid=True, setsigmask=())
+        return os.posix_spawn(
+            program,
+            job["command"],
+            job["env"],
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE,),  # The only one that a worker may ignore.
+        )
     except OSError as error:
         raise Refusal(_why_not_started(program, error)) from error
     except ValueError as error:  # A NUL byte in an argument or in the environment.
@@ -80,6 +89,7 @@ def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, e
     if pid == 0:
         try:
             os.setsid()
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             for number, descriptor in enumerate((stdin, out, err)):
                 os.dup2(descriptor, number)
             for which, soft, hard in job["rlimits"]:

@@ -6,18 +6,17 @@ An operation is a tuple: the name of a method of `boot.Boot` (`plan_boot`, once 
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import EnvironmentFault
-from ..core.policy import GID, HOME, HOSTNAME, INPUT_MTIME_S, UID, USER, WORKSPACE, Limits
+from ..core.policy import GID, HOME, HOSTNAME, INPUT_MTIME_S, UID, USER, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
+from .layout import plan_directories
 
 Operation = tuple[Any, ...]
 
@@ -50,9 +49,6 @@ _ETC = {
     "/etc/hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost {HOSTNAME}\n",
 }
 _CERTIFICATES = ("/etc/ssl/certs", "/etc/pki", "/etc/ca-certificates")
-
-_PROCESSES_OF_ITS_OWN = 2
-"""The worker and its guard count against RLIMIT_NPROC of their user namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +196,7 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int) -> list[Operation]:
     shown = _sort_by_area(job, areas)
     borrowed, attached = _plan_areas(shown)
     tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
-    directories = _directories(job)
+    directories = plan_directories(job)
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
@@ -242,30 +238,6 @@ def _landlock_rules(abi: int) -> list[tuple[str, int]]:
 
 def _by_path(item: Staged) -> str:
     return item.path
-
-
-def _directories(job: Job) -> list[str]:
-    """Every directory of the workspace that must exist before the step starts, parents first."""
-    wanted = {_checked(path) for path in job.directories}
-    wanted.update(_checked(item.path) for item in job.staged if _is_directory(item))
-    inside = [mount.target[len(WORKSPACE) + 1 :] for mount in job.mounts if mount.target.startswith(WORKSPACE + "/")]
-    parents = [os.path.dirname(path) for path in (*inside, *(item.path for item in job.staged))]
-    wanted.update(_checked(path) for path in (*parents, job.cwd) if path)
-    for path in list(wanted):
-        while path := os.path.dirname(path):
-            wanted.add(path)
-    wanted.discard(".")
-    return sorted(wanted)
-
-
-def _is_directory(item: Staged) -> bool:
-    return item.data is None and item.source is None and item.symlink is None
-
-
-def _checked(path: str) -> str:
-    """A path that stays in the workspace; manifests have been checked, so anything else is a bug."""
-    assert path and not path.startswith("/") and ".." not in path.split("/"), f"not a workspace path: {path!r}"
-    return path.rstrip("/")
 
 
 def job_sources(job: Job) -> list[str]:
@@ -339,21 +311,3 @@ def _plan_areas(shown: Mapping[int, _Shown]) -> tuple[list[tuple[int, int, bool]
             plan.append(("stdin_file", f"{_STAGING}/{what.stdin}"))
         plan.append(("detach", _STAGING))
     return borrowed, plan
-
-
-def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
-    """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU."""
-    wanted: list[tuple[int, int, int]] = []
-    if limits.cpu_time_ms is not None:
-        seconds = max(1, math.ceil(limits.cpu_time_ms / 1000))
-        wanted.append((resource.RLIMIT_CPU, seconds, seconds + 1))
-    processes = None if limits.processes is None else limits.processes + _PROCESSES_OF_ITS_OWN
-    for which, value in (
-        (resource.RLIMIT_AS, limits.memory_bytes),
-        (resource.RLIMIT_NPROC, processes),
-        (resource.RLIMIT_NOFILE, limits.open_files),
-        (resource.RLIMIT_FSIZE, limits.file_size_bytes),
-    ):
-        if value is not None:
-            wanted.append((which, value, value))
-    return wanted

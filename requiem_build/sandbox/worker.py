@@ -70,27 +70,10 @@ class Worker:
         self._renew_network()
 
     def _follow(self, job: dict[str, Any], preparation: Preparation, streams: tuple[Stream, Stream]) -> None:
-        tree = Tree(preparation.pid)
-        watch = Watch(self.channel, job["number"], tree, streams)
-        watch.until_end(job["timeout_ms"])
-        tree.end()
-        for stream in streams:
-            stream.drain()
-        reply = {
-            "status": tree.status,
-            "stdout": streams[0].kept(),
-            "stderr": streams[1].kept(),
-            "stdout_truncated": streams[0].truncated,
-            "stderr_truncated": streams[1].truncated,
-            "changed": preparation.changed(),
-            "leftovers": tree.killed,
-            "timed_out": watch.timed_out,
-            "cancelled": watch.cancelled,
-            "tmp_full": _is_full(preparation.tmp),
-            "user_ms": round(tree.user_s * 1000),
-            "system_ms": round(tree.system_s * 1000),
-            "max_rss_kib": tree.max_rss_kib,
-        }
+        watch = Watch(self.channel, job["number"], Tree(preparation.pid), streams)
+        reply = watch.follow(job["timeout_ms"])
+        reply["changed"] = preparation.changed()
+        reply["tmp_full"] = _is_full(preparation.tmp)
         self.channel.send(("ended", reply), preparation.workspace)
 
     def _renew_network(self) -> None:

@@ -96,7 +96,9 @@ def _parse(content: bytes) -> Meta:
     meta = Meta(**value)
     if meta.encoded != content:
         raise Malformed("its metadata is not canonical")
-    if meta.encoding == IDENTITY and (meta.stored_blob_hash != meta.digest or sizes[0] != sizes[1]):
+    plain = sizes[0] == sizes[1] and meta.stored_blob_hash == meta.digest
+    smaller = sizes[1] < sizes[0]  # Only what saves space is compressed, so a blob's size tells which of the two it is.
+    if not (plain if meta.encoding == IDENTITY else smaller):
         raise Malformed("its metadata contradicts itself")
     return meta
 

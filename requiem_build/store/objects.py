@@ -631,18 +631,21 @@ def _stamp(status: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def _move_judged(path: str, judged: os.stat_result, target: str) -> bool:
-    """Renames what was judged; what has taken its place since is put back."""
-    found = os.lstat(path)
-    if (found.st_ino, found.st_dev) != (judged.st_ino, judged.st_dev):
+    """Renames what was judged; what has taken its place since is left, or put back."""
+    if _stamp(os.lstat(path)) != _stamp(judged):
         return False
     os.rename(path, target)
-    moved = os.lstat(target)
-    if (moved.st_ino, moved.st_dev) == (judged.st_ino, judged.st_dev):
+    if _identity(os.lstat(target)) == _identity(judged):
         return True
     with suppress(FileExistsError):
         os.link(target, path, follow_symlinks=False)
     os.unlink(target)
     return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """What a rename does not change. A number alone is not enough: a freed inode's is given out again at once."""
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _shards(path: str, where: str) -> Iterator[str | Problem]:

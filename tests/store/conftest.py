@@ -77,7 +77,7 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
         path.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{program}")
         command = [*under, sys.executable, "-B", str(path), *args]
         environment = {**os.environ, "PYTHONHASHSEED": "0"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, **more)  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, **more)
 
     return run
 

@@ -1,0 +1,617 @@
+"""A draft's inputs -> who makes them: references, patterns, trees and plain paths, and the command made from them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from . import keys, paths, patterns
+from .documents import Place, nearest
+from .errors import SourceMissing
+from .expand import (
+    Draft,
+    Expansion,
+    entries,
+    list_words,
+    no_match,
+    one_line,
+    one_word,
+    output_path,
+    telling,
+    workspace_pattern,
+)
+from .instance import Input, Instance, Root
+from .manifest import RootTree
+from .paths import BadPath, quoted
+from .patterns import by_bytes, is_pattern
+from .policy import MIB, Limits, Policy
+from .templates import Recipe, late_json, line, roots_of
+
+NEAREST_MAX = 2000
+
+
+@dataclass(slots=True)
+class Link:
+    """A draft with everything around it known; `needs` and `after` have no order yet."""
+
+    draft: Draft
+    inputs: dict[str, Input] = field(default_factory=dict)
+    entries: list[list[Any]] = field(default_factory=list)
+    """(name, one, paths) of each item of `inputs` and `needs`, as a Recipe takes them."""
+    needs: dict[str, None] = field(default_factory=dict)
+    after: dict[str, None] = field(default_factory=dict)
+    discover: tuple[str, ...] = ()
+    depfile: str | None = None
+    stdin: Input | None = None
+    env_file: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    lock: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    shown: str = ""
+    late: str = ""
+    names: Mapping[str, Any] = field(default_factory=dict)
+
+    def need(self, item: Input) -> None:
+        if item.producer is not None:
+            self.needs[item.producer] = None
+
+
+class _Unlinked(Exception):
+    """Groups must be linked before what reads them."""
+
+    def __init__(self, groups: list[str]) -> None:
+        super().__init__()
+        self.groups = groups
+
+
+class _Outputs:
+    """Only what steps declare, as a tree to walk."""
+
+    def __init__(self, below: Mapping[str, Mapping[str, str]]) -> None:
+        self._below = below
+
+    def children(self, directory: str) -> Mapping[str, str]:
+        return self._below.get(directory, {})
+
+    def has_source(self, directory: str) -> bool:
+        return False
+
+
+class Linker:
+    def __init__(self, expansion: Expansion) -> None:
+        self._expansion = expansion
+        self._manifest = expansion.manifest
+        self._view = expansion.view
+        self._outputs = expansion.outputs
+        self._declared = _Outputs(expansion.outputs.below)
+        self._drafts = expansion.drafts
+        self.links: dict[str, Link] = {}
+        self.roots: dict[str, Root] = {}
+        self._linking: set[str] = set()
+        self._made: dict[str, tuple[Input, ...]] = {}
+        self._matches: dict[str, list[str]] = {}
+        self._discovered: dict[tuple[str, ...], list[str]] = {}
+
+    def close(self, wanted: Iterable[str]) -> None:
+        """Links the wanted instances and all that they wait for."""
+        pending = list(wanted)
+        while pending:
+            name = pending.pop()
+            if name in self.links:
+                continue
+            link = self._linked(name)
+            pending.extend(link.needs)
+            pending.extend(link.after)
+
+    def _linked(self, name: str) -> Link:
+        """One link, after those of the groups that it reads; a cycle of groups is for the plan to name."""
+        stack = [name]
+        while stack:
+            top = stack[-1]
+            if top in self.links:
+                stack.pop()
+                continue
+            self._linking.add(top)
+            try:
+                link = self._link(self._drafts[top])
+            except _Unlinked as unlinked:
+                stack.extend(unlinked.groups)
+                continue
+            self.links[top] = link
+            self._linking.discard(top)
+            stack.pop()
+        return self.links[name]
+
+    def _link(self, draft: Draft) -> Link:
+        link = Link(draft)
+        if "inputs" in draft.step.values:
+            self._add_inputs(link)
+        for text, place in list_words(draft, "needs"):
+            found = self._reference(link, text.removeprefix("@"), place)
+            link.entries.append([None, False, [_spelled(item) for item in found]])
+        self._refuse_own(link)
+        if "discover" in draft.step.values:
+            self._add_discover(link)
+        if "depfile" in draft.step.values:
+            text = one_word(draft, "depfile")
+            link.depfile = output_path(draft, text, draft.step.places["depfile"], "depfile")
+        if "stdin" in draft.step.values:
+            link.stdin = self._stdin(link)
+            link.need(link.stdin)
+        link.env_file = self._env_file(link)
+        link.lock = self._lock(link)
+        link.roots = self._roots(link)
+        if draft.is_group:
+            self._refuse_idle(draft)
+        else:
+            self._command(link)
+        for need in link.needs:
+            link.after.pop(need, None)
+        return link
+
+    # Inputs
+
+    def _add_inputs(self, link: Link) -> None:
+        written: list[tuple[str | None, bool, dict[str, None]]] = []
+        for entry in entries(link.draft, "inputs"):
+            found: dict[str, None] = {}
+            for text, place in zip(entry.items, entry.places, strict=True):
+                if text.startswith("!"):
+                    exclude = workspace_pattern(text[1:], link.draft.step.folder, place)
+                    for path in [path for path, item in link.inputs.items() if not item.late and exclude(path)]:
+                        del link.inputs[path]
+                    continue
+                for item in self._input(link, text, place):
+                    link.inputs.setdefault(item.path, item)
+                    found[item.path] = None
+            written.append((entry.name, entry.one and not text.startswith("@") and not is_pattern(text), found))
+        for name, one, found in written:
+            kept = [_spelled(link.inputs[path]) for path in found if path in link.inputs]
+            link.entries.append([name, one, kept])
+        for item in link.inputs.values():
+            link.need(item)
+
+    def _input(self, link: Link, text: str, place: Place) -> Sequence[Input]:
+        draft = link.draft
+        if text.startswith("@"):
+            return self._reference(link, text[1:], place)
+        if is_pattern(text):
+            return self._pattern(draft, text, place)
+        return (self._plain(draft, text, place),)
+
+    def _pattern(self, draft: Draft, text: str, place: Place) -> list[Input]:
+        pattern = workspace_pattern(text, draft.step.folder, place)
+        maker = self._outputs.patterns.get(pattern.text)
+        if maker is not None:
+            return [Input(pattern.text, maker, late=True)]
+        found = self._matches.get(pattern.text)
+        if found is None:
+            found = self._matches[pattern.text] = by_bytes(pattern.walk(self._view))
+        items = []
+        for path in found:
+            made_by = self._outputs.maker(path)
+            if made_by is None or made_by.partition(":")[0] != draft.step.name:
+                if paths.has_control(path):
+                    raise place.error(f"step {quoted(draft.name)} reads {quoted(path)}, a name that is not plain UTF-8")
+                items.append(Input(path, made_by))
+        if not items:
+            above = self._outputs.directory_above(pattern.prefix)
+            if above is not None:
+                raise place.error(
+                    f"step {quoted(draft.name)} reads {quoted(text)}, which lies inside the directory output {quoted(above)}",
+                    hint=f'what is in it is not known before it is made: read the whole "{above}/"',
+                )
+            raise no_match(text, f"inputs of step {quoted(draft.name)}", place)
+        return items
+
+    def _plain(self, draft: Draft, text: str, place: Place) -> Input:
+        path = self._path(draft, text, place)
+        maker = self._outputs.maker(path)
+        if path.endswith("/") and maker is None:
+            inside = self._outputs.inside(path[:-1])
+            if inside is not None:
+                raise place.error(
+                    f"step {quoted(draft.name)} reads the tree {quoted(path)}, and {quoted(inside)} in it is made by a step",
+                    hint="name the sources by patterns, or let a step make the whole directory",
+                )
+        if maker is not None:
+            if path + "/" in self._outputs.directories or path in self._outputs.directories:
+                raise place.error(f"{quoted(text)} is a directory output", hint=f'write "{path}/" for the whole tree')
+            return Input(path, maker)
+        self._check_source(draft, text, path, place)
+        return Input(path)
+
+    def _path(self, draft: Draft, text: str, place: Place) -> str:
+        try:
+            path = patterns.unescape(paths.resolve(text, draft.step.folder))
+            if path == paths.ROOT:
+                raise BadPath("is the whole workspace: name what the step reads")
+            if path.partition("/")[0] in (".requiem", ".cas"):
+                raise BadPath("is a reserved path: .requiem and .cas are Requiem's own")
+        except BadPath as error:
+            raise place.error(f"input {quoted(text)} of step {quoted(draft.step.name)} {error}") from error
+        return path
+
+    def _check_source(self, draft: Draft, text: str, path: str, place: Place) -> None:
+        kind = self._view.kind(path)
+        subject = f"step {quoted(draft.name)} reads {quoted(path)}"
+        if kind is None:
+            raise place.error(
+                f"{subject}, which does not exist and no step makes",
+                facts=[("step", draft.name)],
+                hint=self._nearest_path(path),
+                kind=SourceMissing,
+            )
+        if path.endswith("/") != (kind == "dir"):
+            if kind == "dir":
+                raise place.error(f"{subject}, which is a directory", hint=f'write "{path}/" for the whole tree')
+            raise place.error(f"{subject}, which is no directory", hint=f'write "{path[:-1]}" for the file')
+        if kind == "other":
+            raise place.error(f"{subject}, which is a pipe, a socket or a device", hint="an input is a file")
+
+    def _nearest_path(self, path: str) -> str | None:
+        plain = path.removesuffix("/")
+        known = list(self._outputs.files)[:NEAREST_MAX]
+        directory = paths.parent(plain)
+        for name, kind in itertools.islice(self._view.children(directory).items(), NEAREST_MAX):
+            known.append(paths.join(directory, name) + ("/" if kind in ("dir", "tree") else ""))
+        return nearest(path, [other for other in known if not paths.has_control(other)])
+
+    # References
+
+    def _reference(self, link: Link, text: str, place: Place) -> tuple[Input, ...]:
+        """What `@step` or `@step:instance` gives; it orders, also where it gives nothing."""
+        drafts = self._named(link.draft, text, place)
+        unlinked = []
+        for draft in drafts:
+            link.needs[draft.name] = None
+            if draft.is_group and draft.name not in self.links and draft.name not in self._linking:
+                unlinked.append(draft.name)
+        if unlinked:
+            raise _Unlinked(unlinked)
+        found: dict[str, Input] = {}
+        for draft in drafts:
+            for item in self._made_by(draft):
+                found.setdefault(item.path, item)
+                link.inputs.setdefault(item.path, item)
+                link.need(item)
+        return tuple(found.values())
+
+    def _named(self, draft: Draft, text: str, place: Place) -> list[Draft]:
+        step, colon, _ = text.partition(":")
+        for full in _candidates(step, draft.step.folder):
+            if full not in self._manifest.steps:
+                continue
+            if not colon:
+                return self._expansion.of_step[full]
+            name = full + text[len(step) :]
+            if name in self._drafts:
+                return [self._drafts[name]]
+            known = [other.name for other in self._expansion.of_step[full]]
+            raise place.error(
+                f"step {quoted(draft.step.name)} refers to {quoted(name)}, and step {quoted(full)} has no such instance",
+                hint=nearest(name, known),
+            )
+        raise place.error(
+            f"step {quoted(draft.step.name)} refers to the unknown step {quoted(step)}",
+            hint=nearest(step, [*self._manifest.steps, *_short_names(self._manifest.steps, draft.step.folder)]),
+        )
+
+    def _made_by(self, draft: Draft) -> tuple[Input, ...]:
+        known = self._made.get(draft.name)
+        if known is not None:
+            return known
+        if draft.is_group:
+            if draft.name not in self.links:
+                return ()  # It is being linked: a cycle.
+            known = tuple(self.links[draft.name].inputs.values())
+        else:
+            known = tuple(Input(path, draft.name, late=is_pattern(path)) for path, _ in draft.output_paths())
+        self._made[draft.name] = known
+        return known
+
+    # What else a step reads
+
+    def _add_discover(self, link: Link) -> None:
+        draft = link.draft
+        includes: dict[str, None] = {}
+        excludes: dict[str, None] = {}
+        for text, place in list_words(draft, "discover"):
+            if text.startswith("@") or text.endswith("/"):
+                raise place.error(
+                    f"discover of step {quoted(draft.step.name)} wants patterns, not {quoted(text)}",
+                    hint='such as "include/**/*.h"',
+                )
+            pattern = workspace_pattern(text.removeprefix("!"), draft.step.folder, place)
+            if text.startswith("!"):
+                excludes["!" + pattern.text] = None
+                continue
+            includes[pattern.text] = None
+            for maker in (
+                self._outputs.patterns.get(pattern.text),
+                self._outputs.directories.get(self._outputs.directory_above(pattern.prefix) or ""),
+            ):
+                if maker is not None:
+                    link.after[maker] = None
+        link.discover = (*by_bytes(includes), *by_bytes(excludes))
+        found = self._discovered.get(link.discover)
+        if found is None:
+            found = self._discovered[link.discover] = patterns.select(link.discover, self._declared)
+        for path in found:
+            link.after[self._outputs.files[path]] = None
+        for maker in list(link.after):
+            if maker.partition(":")[0] == draft.step.name:
+                del link.after[maker]
+
+    def _stdin(self, link: Link) -> Input:
+        draft, place = link.draft, link.draft.step.places["stdin"]
+        text = one_word(draft, "stdin")
+        found = self._input(Link(draft), text, place)
+        if len(found) != 1 or found[0].late or found[0].path.endswith("/"):
+            raise place.error(f"stdin of step {quoted(draft.name)} wants exactly one file, and {quoted(text)} is not")
+        if found[0].producer == draft.name:
+            raise place.error(f"step {quoted(draft.name)} reads its own output {quoted(found[0].path)}")
+        return found[0]
+
+    def _env_file(self, link: Link) -> tuple[str, ...]:
+        found = []
+        for text, place in list_words(link.draft, "env_file"):
+            item = self._plain(link.draft, text, place)
+            if item.path.endswith("/"):
+                raise place.error(f"env_file of step {quoted(link.draft.name)} wants a file, not {quoted(text)}")
+            link.need(item)
+            found.append(item.path)
+        return tuple(found)
+
+    def _lock(self, link: Link) -> tuple[str, ...]:
+        found = []
+        for text, place in list_words(link.draft, "lock"):
+            path = self._path(link.draft, text, place)
+            if path not in link.inputs and not any(above + "/" in link.inputs for above in paths.ancestors(path)):
+                raise place.error(
+                    f"lock of step {quoted(link.draft.name)} names {quoted(text)}, which is not among its inputs",
+                    hint="add it to inputs: what pins the network must count",
+                )
+            found.append(path)
+        return tuple(by_bytes(set(found)))
+
+    def _roots(self, link: Link) -> tuple[str, ...]:
+        step = link.draft.step
+        found = []
+        for index, text in enumerate(step.values.get("roots", ())):
+            place = step.places["roots"].at(index)
+            tree = self._own(text, step.folder, self._manifest.roots, place, f"root of step {quoted(step.name)}")
+            root = self.roots.get(tree)
+            if root is None:
+                root = self.roots[tree] = self._root(self._manifest.roots[tree])
+            if root.producer is not None:
+                link.needs[root.producer] = None
+            found.append(tree)
+        return tuple(by_bytes(set(found)))
+
+    def _root(self, tree: RootTree) -> Root:
+        producer = None
+        if not tree.path.startswith(("/", "~")):
+            above = self._outputs.directory_above(tree.path)
+            producer = self._outputs.directories[above] if above is not None else None
+            if producer is None and tree.path in self._outputs.files:
+                raise tree.place.error(f"root {quoted(tree.name)} is a file that a step makes, not a directory")
+        return Root(tree.name, tree.path, tree.key, producer)
+
+    def _own(self, text: str, folder: str, known: Mapping[str, Any], place: Place, what: str) -> str:
+        for full in _candidates(text, folder):
+            if full in known:
+                return full
+        raise place.error(f"{what}: no {quoted(text)}", hint=nearest(text, [*known, *_short_names(known, folder)]))
+
+    # Refusals
+
+    def _refuse_own(self, link: Link) -> None:
+        draft = link.draft
+        for path, item in link.inputs.items():
+            if item.producer == draft.name and not draft.is_group:
+                place = draft.step.places.get("inputs") or draft.step.places["needs"]
+                raise place.error(
+                    f"step {quoted(draft.name)} has {quoted(path)} both as input and as output",
+                    hint="write the result to another path",
+                )
+
+    def _refuse_idle(self, draft: Draft) -> None:
+        for key in ("stdin", "depfile"):
+            place = draft.step.places.get(key)
+            if place is not None and place.path[:2] == draft.step.place.path:
+                raise place.error(
+                    f"step {quoted(draft.name)} has {key} and no command", hint="a step without a command is a group"
+                )
+
+    # Commands
+
+    def _command(self, link: Link) -> None:
+        draft = link.draft
+        step = draft.step
+        written = step.values["command"]
+        place = step.places["command"]
+        if not written or not written[0] or (isinstance(written, str) and not written.strip()):
+            raise place.error(f"the command of step {quoted(step.name)} is empty")
+        recipe = Recipe(
+            command=written,
+            shell=step.values.get("shell", "bash"),
+            folder=step.folder,
+            cwd=draft.cwd,
+            variables=self._expansion.variables(step.scope),
+            each=draft.each,
+            paths=[name for name, value in draft.each.items() if self._stands(draft, name, value)],
+            inputs=link.entries,
+            outputs=[[entry.name, entry.one, entry.items] for entry in draft.outputs],
+            depfile=link.depfile,
+        )
+        texts = [written] if isinstance(written, str) else written
+        with telling(step, "command", place):
+            used = frozenset().union(*(roots_of(text) for text in texts))
+        if used & {"outputs", "output"}:
+            self._refuse_pattern_outputs(draft, place)
+        if "inputs" in used and any(item.late for item in link.inputs.values()):
+            link.late = late_json(recipe, used)
+            link.shown = written if isinstance(written, str) else " ".join(texts)
+            link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
+            return
+        link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
+        with telling(step, "command", place):
+            link.command, link.shown = recipe.argv_with(link.names)
+        if not link.command or not link.command[0]:
+            raise place.error(f"the command of step {quoted(draft.name)} is empty")
+        if isinstance(written, list):
+            self._add_program(link)
+
+    def _stands(self, draft: Draft, name: str, value: Any) -> bool:
+        """Whether a foreach value is a path, which then reads as seen from `cwd`."""
+        if name in draft.exact:
+            return True
+        if draft.cwd == draft.step.folder or not isinstance(value, str):
+            return False
+        try:
+            path = paths.resolve(value, draft.step.folder)
+        except BadPath:
+            return False
+        return self._outputs.maker(path) is not None or self._view.kind(path) is not None
+
+    def _refuse_pattern_outputs(self, draft: Draft, place: Place) -> None:
+        for path, _ in draft.output_paths():
+            if is_pattern(path):
+                raise place.error(
+                    f"the command of step {quoted(draft.name)} speaks of its outputs, and {quoted(path)} is a pattern",
+                    hint="what matches is only known after the run: name the directory in the command instead",
+                )
+
+    def _add_program(self, link: Link) -> None:
+        """A program of the workspace is an input without being declared."""
+        program = link.command[0]
+        if "/" not in program or program.startswith("/"):
+            return
+        try:
+            path = paths.resolve(program, link.draft.cwd)
+        except BadPath:
+            return
+        maker = self._outputs.maker(path)
+        if path in link.inputs or path.endswith("/") or maker == link.draft.name:
+            return
+        if maker is not None or self._view.kind(path) in ("file", "link"):
+            item = link.inputs[path] = Input(path, maker)
+            link.need(item)
+
+    # Instances
+
+    def instance(self, link: Link, order: Mapping[str, int]) -> Instance:
+        draft = link.draft
+        step = draft.step
+        values = step.values
+        names = {**draft.names, **link.names}
+        env = {}
+        for name, text in values.get("env", {}).items():
+            with telling(step, f"env.{name}", step.places["env"].at(name)):
+                self._refuse_late(link, text)
+                env[name] = line(text, names)
+        pool = values.get("pool")
+        if pool is not None:
+            pool = self._own(
+                pool, step.folder, self._manifest.pools, step.places["pool"], f"pool of step {quoted(step.name)}"
+            )
+        return Instance(
+            name=draft.name,
+            step=step.name,
+            command=link.command,
+            shown=link.shown,
+            cwd=draft.cwd,
+            stdin=link.stdin,
+            inputs=tuple(link.inputs.values()),
+            discover=link.discover,
+            depfile=link.depfile,
+            outputs=tuple(by_bytes(path for path, _ in draft.output_paths())),
+            needs=tuple(sorted(link.needs, key=order.__getitem__)),
+            after=tuple(sorted(link.after, key=order.__getitem__)),
+            description=one_line(draft, "description", draft.names),
+            tags=tuple(by_bytes({text for text, _ in list_words(draft, "tags")})),
+            env=env,
+            pass_env=tuple(by_bytes(set(values.get("pass_env", ())))),
+            env_file=link.env_file,
+            tools=tuple(by_bytes({text for text, _ in list_words(draft, "tools")})),
+            roots=link.roots,
+            policy=self._policy(draft),
+            limits=_limits(tuple(values.get(key) for key in _LIMITS)),
+            lay_out=values.get("lay_out", True),
+            cache=values.get("cache", True),
+            retries=values.get("retries", 0),
+            pool=pool,
+            lock=link.lock,
+            late=link.late,
+        )
+
+    def _refuse_late(self, link: Link, text: str) -> None:
+        if "{{" in text and "inputs" in roots_of(text) and any(item.late for item in link.inputs.values()):
+            raise link.draft.step.places["env"].error(
+                f"env of step {quoted(link.draft.name)} speaks of inputs that are only known after another step's run"
+            )
+
+    def _policy(self, draft: Draft) -> Policy:
+        values = draft.step.values
+        found = []
+        for text, place in list_words(draft, "path"):
+            if text.startswith("~/") or (text.startswith("/") and not text.startswith("//")):
+                found.append(text.rstrip("/") or "/")
+                continue
+            try:
+                found.append(paths.resolve(text, draft.step.folder).rstrip("/"))
+            except BadPath as error:
+                raise place.error(f"path {quoted(text)} of step {quoted(draft.step.name)} {error}") from error
+        return _policy(
+            values.get("sandbox", "strict"),
+            values.get("network", "none"),
+            tuple(found),
+            keys.size_bytes(values.get("max_output_bytes", MIB)) or 0,
+        )
+
+
+@lru_cache(maxsize=4096)
+def _policy(sandbox: str, network: str, path: tuple[str, ...], max_output_bytes: int) -> Policy:
+    return Policy(sandbox=sandbox, network=network, path=path, max_output_bytes=max_output_bytes)
+
+
+_LIMITS = ("timeout", "cpu_time", "memory", "processes", "open_files", "file_size", "output_size", "tmp")
+
+
+@lru_cache(maxsize=4096)
+def _limits(values: tuple[Any, ...]) -> Limits:
+    timeout, cpu_time, memory, processes, open_files, file_size, output_size, tmp = values
+
+    def size(value: int | str | None) -> int | None:
+        return None if value is None else keys.size_bytes(value)
+
+    return Limits(
+        timeout_ms=None if timeout is None else keys.duration_ms(timeout),
+        cpu_time_ms=None if cpu_time is None else keys.duration_ms(cpu_time),
+        memory_bytes=size(memory),
+        processes=processes,
+        open_files=open_files,
+        file_size_bytes=size(file_size),
+        output_size_bytes=size(output_size),
+        tmp_bytes=size(tmp),
+    )
+
+
+def _candidates(text: str, folder: str) -> Iterator[str]:
+    """The full names that a name in the manifest of `folder` may stand for: its own first."""
+    if not text.startswith("//"):
+        yield paths.join(folder, text)
+    if folder != paths.ROOT or text.startswith("//"):
+        yield text.removeprefix("//")
+
+
+def _short_names(known: Iterable[str], folder: str) -> list[str]:
+    return [] if folder == paths.ROOT else [name[len(folder) + 1 :] for name in known if name.startswith(folder + "/")]
+
+
+def _spelled(item: Input) -> str | list[str]:
+    return [item.path] if item.late else item.path

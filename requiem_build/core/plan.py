@@ -1,0 +1,242 @@
+"""Manifest + targets -> Plan: the wanted instances in one deterministic order. The only user of networkx."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from . import paths
+from .documents import nearest
+from .errors import ManifestError, UnknownName
+from .expand import Draft, Expansion, check_outputs, list_words, one_line
+from .instance import Plan
+from .links import Linker
+from .listing import Listing
+from .manifest import Manifest
+from .paths import BadPath, quoted
+from .patterns import by_bytes, unescape
+
+CYCLE_WORK_MAX = 3_000_000
+"""Edges looked at in search of the shortest cycle; beyond it the shortest one found so far is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What `requiem list` shows of an instance."""
+
+    name: str
+    step: str
+    description: str
+    tags: tuple[str, ...]
+    outputs: tuple[str, ...]
+    is_group: bool
+
+
+def make_plan(
+    manifest: Manifest,
+    targets: Sequence[str],
+    listing: Listing,
+    *,
+    tags: Sequence[str] = (),
+    platform: Mapping[str, str],
+    cwd: str = paths.ROOT,
+) -> Plan:
+    """The plan of what is wanted: `targets`, else [project].default, else everything; of these those with one of `tags`.
+
+    Raises ManifestError (among them cycles), SourceMissing or UnknownName, all exit 2.
+    """
+    expansion = Expansion(manifest, listing, platform)
+    warnings = check_outputs(expansion)
+    wanted = _wanted(expansion, targets, tags, cwd)
+    linker = Linker(expansion)
+    linker.close(wanted)
+    names = _ordered(expansion, linker)
+    order = {name: index for index, name in enumerate(names)}
+    declared = {path: name for name, draft in expansion.drafts.items() for path, _ in draft.output_paths()}
+    return Plan(
+        instances={name: linker.instance(linker.links[name], order) for name in names},
+        roots=dict(sorted(linker.roots.items())),
+        pools=dict(manifest.pools),
+        declared=declared,
+        warnings=tuple(warnings),
+    )
+
+
+def expand_all(manifest: Manifest, listing: Listing, *, platform: Mapping[str, str]) -> tuple[Listed, ...]:
+    """All instances of the manifest in its order. Inputs are not looked for, so missing sources do not matter."""
+    expansion = Expansion(manifest, listing, platform)
+    return tuple(
+        Listed(
+            name=draft.name,
+            step=draft.step.name,
+            description=one_line(draft, "description", draft.names),
+            tags=_tags(draft),
+            outputs=tuple(by_bytes(path for path, _ in draft.output_paths())),
+            is_group=draft.is_group,
+        )
+        for draft in expansion.drafts.values()
+    )
+
+
+def _tags(draft: Draft) -> tuple[str, ...]:
+    return tuple(by_bytes({text for text, _ in list_words(draft, "tags")}))
+
+
+# Targets
+
+
+def _wanted(expansion: Expansion, targets: Sequence[str], tags: Sequence[str], cwd: str) -> list[str]:
+    manifest = expansion.manifest
+    if targets:
+        found = _all_of(expansion, targets, cwd, None)
+    elif manifest.default is not None and not tags:
+        found = _all_of(expansion, manifest.default, paths.parent(manifest.path), manifest)
+    else:
+        found = dict.fromkeys(expansion.drafts)
+    if not tags:
+        return list(found)
+    tagged = {name: _tags(expansion.drafts[name]) for name in expansion.drafts}
+    known = sorted({tag for names in tagged.values() for tag in names})
+    for tag in tags:
+        if tag not in known:
+            raise UnknownName(f"no step has the tag {quoted(tag)}", hint=nearest(tag, known))
+    return [name for name in found if not set(tags).isdisjoint(tagged[name])]
+
+
+def _all_of(expansion: Expansion, targets: Iterable[str], cwd: str, default: Manifest | None) -> dict[str, None]:
+    found: dict[str, None] = {}
+    for index, target in enumerate(targets):
+        names = _target(expansion, target, cwd)
+        if names is None:
+            what = f"no step, output or name matches {quoted(target)}"
+            hint = _nearest_target(expansion, target, cwd)
+            if default is not None:
+                raise default.default_place.at(index).error(f"[project] default: {what}", hint=hint)
+            raise UnknownName(what, facts=[("target", quoted(target)[1:-1])], hint=hint)
+        found.update(dict.fromkeys(names))
+    return found
+
+
+def _target(expansion: Expansion, target: str, cwd: str) -> list[str] | None:
+    """An exact name, a step, an output path from `cwd`, a pattern over names: the first that there is."""
+    if target in expansion.drafts:
+        return [target]
+    if target in expansion.of_step:
+        return [draft.name for draft in expansion.of_step[target]]
+    try:
+        maker = expansion.outputs.maker(unescape(paths.resolve(target, cwd)))
+        if maker is not None:
+            return [maker]
+    except BadPath:
+        pass
+    if not re.search(r"[*?\[]", target):
+        return None
+    matches = re.compile(fnmatch.translate(target)).match
+    found = [
+        draft.name
+        for step, drafts in expansion.of_step.items()
+        for draft in drafts
+        if matches(draft.name) or matches(step)
+    ]
+    return found or None
+
+
+def _nearest_target(expansion: Expansion, target: str, cwd: str) -> str | None:
+    names = [*expansion.of_step, *(name for name in expansion.drafts if ":" in name)]
+    outputs = [paths.relative(path, cwd) for path in expansion.outputs.files]
+    return nearest(target, names) or nearest(target, outputs)
+
+
+# Order
+
+
+def _ordered(expansion: Expansion, linker: Linker) -> list[str]:
+    """Kahn's algorithm with a FIFO queue, ties in manifest order: what networkx does with nodes and edges added so."""
+    import networkx
+
+    members = [name for name in expansion.drafts if name in linker.links]
+    dependents: dict[str, list[str]] = {name: [] for name in members}
+    for name in members:
+        link = linker.links[name]
+        for before in dict.fromkeys((*link.needs, *link.after)):
+            dependents[before].append(name)
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(members)
+    graph.add_edges_from((name, dependent) for name in members for dependent in dependents[name])
+    try:
+        return list(networkx.topological_sort(graph))
+    except networkx.NetworkXUnfeasible:
+        components = [members for members in networkx.strongly_connected_components(graph) if len(members) > 1]
+        tangled = {name for component in components for name in component}
+        tangled.update(networkx.nodes_with_selfloops(graph))
+        waits = {
+            name: [
+                need
+                for need in expansion.drafts
+                if need in tangled and (need in linker.links[name].needs or need in linker.links[name].after)
+            ]
+            if len(tangled) < 200
+            else [need for need in (*linker.links[name].needs, *linker.links[name].after) if need in tangled]
+            for name in members
+            if name in tangled
+        }
+        raise _cycle(expansion, linker, shortest_cycle(waits)) from None
+
+
+def _cycle(expansion: Expansion, linker: Linker, cycle: Sequence[str]) -> ManifestError:
+    shown = " -> ".join(_short(name) for name in [*cycle, cycle[0]])
+    first = linker.links[cycle[0]]
+    second = cycle[1] if len(cycle) > 1 else cycle[0]
+    step = first.draft.step
+    key = "discover" if second in first.after else "inputs"
+    place = step.places.get(key) or step.places.get("needs") or step.place
+    by_discover = [
+        name for name, next_ in zip(cycle, [*cycle[1:], cycle[0]], strict=True) if next_ in linker.links[name].after
+    ]
+    hint = None
+    if by_discover:
+        hint = f"discover of {quoted(by_discover[0])} matches an output of that cycle: take it out with !"
+    error = place.error(f"steps wait for each other in a cycle: {shown}", hint=hint, kind=ManifestError)
+    assert isinstance(error, ManifestError)
+    return error
+
+
+def _short(name: str) -> str:
+    return quoted(name)[1:].removesuffix('"')
+
+
+def shortest_cycle(waits: Mapping[str, Sequence[str]]) -> list[str]:
+    """A shortest cycle `a, b` (a waits for b, b for a), beginning with its first node in the mapping's order.
+
+    Breadth first from each node, no further than the best so far; the work is limited.
+    """
+    rank = {name: index for index, name in enumerate(waits)}
+    best: list[str] = []
+    work = 0
+    for start in waits:
+        came: dict[str, str] = {}
+        queue = deque([(start, 1)])
+        found = False
+        while queue and not found:
+            name, length = queue.popleft()
+            if best and length >= len(best):
+                break
+            for need in waits[name]:
+                work += 1
+                if need == start:
+                    best = [name]
+                    while best[-1] != start:
+                        best.append(came[best[-1]])
+                    best.reverse()
+                    found = True
+                    break
+                if need in rank and need not in came:
+                    came[need] = name
+                    queue.append((need, length + 1))
+        if len(best) == 1 or (best and work > CYCLE_WORK_MAX):
+            break
+    first = min(range(len(best)), key=lambda index: rank[best[index]])
+    return best[first:] + best[:first]

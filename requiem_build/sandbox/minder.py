@@ -1,0 +1,133 @@
+"""The process that minds the steps of level `process`: starts one at a time and ends all that it started.
+
+It walls nothing in. On Linux it is a child subreaper, so a daemon that flees its parents becomes its child and
+is found; elsewhere it ends the step's process group. When the engine goes away, so does everything here.
+
+Standard library only; `attendant.py` starts it with a bare interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from .processes import Stream, Tree, Watch
+from .starting import Refusal, find_program, start_command
+from .wire import Channel
+
+_CHANNEL = 3
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+class Descendants(Tree):
+    """Everything that the step started, without a pid namespace to draw the line."""
+
+    def signal(self, number: int) -> None:
+        found = list(_descendants(os.getpid())) if sys.platform == "linux" else []
+        for pid in found:
+            _send(pid, number)
+        if not found:
+            _send(-self.leader, number)
+
+    def end(self) -> None:
+        while self.status is None:
+            self.reap(0)
+        # A process that forks faster than we look is found in a later round.
+        while True:
+            self.signal(signal.SIGKILL)
+            self.reap_dead()
+            if not self.has_children():
+                return
+            time.sleep(0.002)
+
+    def has_children(self) -> bool:
+        try:
+            os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+        return True
+
+
+def _send(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # A set-uid program is beyond this level.
+        os.kill(pid, number)
+
+
+def _descendants(top: int) -> Iterator[int]:
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    parent = int(file.read().rpartition(b")")[2].split()[1])
+            except (OSError, ValueError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(name))
+    waiting = [top]
+    while waiting:
+        found = children.get(waiting.pop(), [])
+        yield from found
+        waiting += found
+
+
+def _become_reaper() -> bool:
+    if sys.platform != "linux":
+        return False
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+
+
+def _run(channel: Channel, job: dict[str, Any]) -> None:
+    streams = (Stream(job["max_output_bytes"]), Stream(job["max_output_bytes"]))
+    stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.chdir(job["cwd"])
+        program = find_program(job["command"][0], job["env"].get("PATH"))
+        leader = start_command(program, job, stdin, streams[0].writer, streams[1].writer)
+    except Refusal as refusal:
+        channel.send(("ended", {"refused": str(refusal), "changed": []}))
+    else:
+        _follow(channel, job, Descendants(leader), streams)
+    finally:
+        os.close(stdin)
+        os.chdir("/")
+        for stream in streams:
+            stream.close()
+
+
+def _follow(channel: Channel, job: dict[str, Any], tree: Descendants, streams: tuple[Stream, Stream]) -> None:
+    for stream in streams:
+        stream.close_writer()
+    try:
+        reply = Watch(channel, job["number"], tree, streams).follow(job["timeout_ms"])
+    except EOFError:  # The engine is gone: nobody waits for the answer, but the step must not live on.
+        tree.signal(signal.SIGKILL)
+        tree.end()
+        raise
+    channel.send(("ended", {**reply, "changed": [], "tmp_full": False}))
+
+
+def main() -> None:
+    os.closerange(_CHANNEL + 1, 1 << 16)
+    os.set_inheritable(_CHANNEL, False)
+    os.umask(0o022)
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
+        signal.signal(number, signal.SIG_DFL)  # What is ignored here would be ignored in every step.
+    channel = Channel(socket.socket(fileno=_CHANNEL))
+    try:
+        channel.receive()
+        channel.send(("ready", {"subreaper": _become_reaper()}))
+        while True:
+            (kind, *rest), _ = channel.receive()
+            if kind == "run":
+                _run(channel, rest[0])
+    except EOFError:
+        pass
+    finally:
+        os._exit(0)

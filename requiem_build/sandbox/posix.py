@@ -1,0 +1,307 @@
+"""Levels `process` and `none`: the least that any POSIX host can do, and nothing at all. No kernel features here.
+
+`process` gives a step a directory of its own with copies of its inputs, a fixed environment, limits, and the
+end of every process it started. The rest of the host stays visible and in reach, and `protection` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import IO
+
+from ..core.errors import EnvironmentFault
+from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
+from .attendant import Attendant
+from .base import Finished, Job, Staged
+from .ending import name_ending
+from .layout import plan_directories, plan_rlimits
+from .processes import GRACE_S
+
+_INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
+
+_Stamp = tuple[int, int, int, int, int]
+
+
+class ProcessSandbox:
+    """`scratch` is a directory for this sandbox alone; it is emptied before each job and removed by `close`.
+
+    A step runs in `<scratch>/workspace` (see `workspace`), with HOME and TMPDIR in `<scratch>/home` and
+    `<scratch>/tmp` unless it chose its own. PATH entries below /workspace follow the workspace.
+    """
+
+    level = "process"
+
+    def __init__(self, scratch: str) -> None:
+        self._scratch = os.path.abspath(scratch)
+        self.workspace = f"{self._scratch}/workspace"
+        self._attendant = _start_minder()
+
+    @property
+    def protection(self) -> Mapping[str, object]:
+        subreaper = bool(self._attendant.greeting[1]["subreaper"])
+        return {
+            "level": self.level,
+            "staged_directory": True,
+            "fixed_environment": True,
+            "home_and_tmpdir": "fresh directories of the host",
+            "kills": "every descendant" if subreaper else "the process group",
+            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "timeout"],
+            "not_promised": [
+                "files outside the inputs are hidden",
+                "files of the host are read-only",
+                "limits of processes and tmp",
+                "network is closed",
+                "pid, uid and host name are constant",
+            ],
+        }
+
+    def run(self, job: Job) -> Finished:
+        if self._attendant.ended:
+            self._attendant = _start_minder()
+        with _host_errors():
+            stamps = self._stage(job)
+            workspace = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            limits = replace(job.limits, processes=None)  # It would count every process of this user.
+            answer, _ = self._attendant.run(
+                {
+                    "command": list(job.command),
+                    "env": self._environment(job.env),
+                    "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
+                    "stdin": self._stdin(job),
+                    "rlimits": plan_rlimits(limits),
+                    "timeout_ms": limits.timeout_ms,
+                    "max_output_bytes": job.max_output_bytes,
+                }
+            )
+            finished = name_ending(answer[1], limits, workspace)
+        except BaseException:
+            os.close(workspace)
+            raise
+        finished.changed = tuple(path for path, stamp in stamps.items() if _look(path, workspace) != stamp)
+        return finished
+
+    def cancel(self, *, kill: bool) -> None:
+        self._attendant.cancel(kill=kill)
+
+    def close(self) -> None:
+        self._attendant.end()
+        _remove(self._scratch)
+
+    def __enter__(self) -> ProcessSandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        here = dict(env)
+        for name, usual, ours in (("HOME", HOME, "home"), ("TMPDIR", "/tmp", "tmp")):
+            if here.get(name) == usual:
+                here[name] = f"{self._scratch}/{ours}"
+        if "PATH" in here:
+            here["PATH"] = ":".join(self._place(entry) for entry in here["PATH"].split(":"))
+        return here
+
+    def _place(self, path: str) -> str:
+        """Where a path of the sandbox lies at this level."""
+        inside = path == WORKSPACE or path.startswith(WORKSPACE + "/")
+        return self.workspace + path[len(WORKSPACE) :] if inside else path
+
+    def _stdin(self, job: Job) -> str:
+        if not isinstance(job.stdin, bytes):
+            return job.stdin or os.devnull
+        path = f"{self._scratch}/stdin"
+        with open(path, "wb") as file:
+            file.write(job.stdin)
+        return path
+
+    def _stage(self, job: Job) -> dict[str, _Stamp]:
+        _remove(self._scratch)
+        for name in ("workspace", "home", "tmp"):
+            os.makedirs(f"{self._scratch}/{name}", 0o755)
+        directories = plan_directories(job)
+        for path in directories:
+            os.mkdir(f"{self.workspace}/{path}", 0o755)
+        stamps = {}
+        for item in sorted(job.staged, key=lambda item: (item.symlink is not None, item.path)):
+            if item.path not in directories:
+                stamps[item.path] = _stage_file(f"{self.workspace}/{item.path}", item)
+        for mount in job.mounts:
+            target = self._place(mount.target)
+            if target != mount.target:
+                os.symlink(mount.source, target)
+            elif mount.source != mount.target:
+                raise EnvironmentFault(
+                    "a root cannot be shown elsewhere without a sandbox", facts=[("path", mount.target)]
+                )
+        for path in (*directories, ""):
+            os.utime(f"{self.workspace}/{path}", ns=_INPUT_MTIME)
+        return stamps
+
+
+def _start_minder() -> Attendant:
+    try:
+        return Attendant("minder", {})
+    except (EOFError, OSError) as error:
+        raise EnvironmentFault(
+            "the process that minds the steps cannot be started", facts=[("cause", str(error))]
+        ) from error
+
+
+@contextlib.contextmanager
+def _host_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            "the inputs of a step cannot be laid out",
+            facts=[("path", str(error.filename)), ("error", os.strerror(error.errno or 0))],
+        ) from error
+
+
+def _stage_file(place: str, item: Staged) -> _Stamp:
+    if item.symlink is not None:
+        os.symlink(item.symlink, place)
+        os.utime(place, ns=_INPUT_MTIME, follow_symlinks=False)
+        return _stamp(os.lstat(place))
+    if item.source is not None:
+        shutil.copyfile(item.source, place)
+    else:
+        with open(place, "xb") as file:
+            file.write(item.data or b"")
+    os.chmod(place, 0o555 if item.executable else 0o444)
+    os.utime(place, ns=_INPUT_MTIME)
+    return _stamp(os.lstat(place))
+
+
+def _stamp(seen: os.stat_result) -> _Stamp:
+    return (seen.st_ino, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
+
+
+def _look(path: str, workspace: int) -> _Stamp | None:
+    try:
+        return _stamp(os.stat(path, dir_fd=workspace, follow_symlinks=False))
+    except OSError:
+        return None
+
+
+def _remove(top: str) -> None:
+    """A whole tree, whatever modes a step gave to its directories."""
+    if not os.path.lexists(top):
+        return
+
+    def open_up(_: object, path: str, __: object) -> None:
+        os.chmod(os.path.dirname(path), 0o700)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.chmod(path, 0o700)
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    for _ in range(3):
+        shutil.rmtree(top, onerror=open_up)
+        if not os.path.lexists(top):
+            return
+    raise EnvironmentFault("the scratch directory cannot be emptied", facts=[("path", top)])
+
+
+class NoSandbox:
+    """Runs the command where you are: the real workspace, your environment and terminal. Nothing is captured."""
+
+    level = "none"
+    protection: Mapping[str, object] = {"level": "none"}
+
+    def __init__(self, workspace: str) -> None:
+        self.workspace = os.path.abspath(workspace)
+        self._turn = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._cancelled = False
+
+    def run(self, job: Job) -> Finished:
+        for path in job.directories:
+            os.makedirs(f"{self.workspace}/{path}", exist_ok=True)
+        workspace = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return self._run(job, workspace)
+        except BaseException:
+            os.close(workspace)
+            raise
+
+    def _run(self, job: Job, workspace: int) -> Finished:
+        added = {name: value for name, value in job.env.items() if WORLD_ENVIRONMENT.get(name) != value}
+        self._cancelled = False
+        with _open_stdin(job.stdin) as stdin:
+            try:
+                process = subprocess.Popen(
+                    list(job.command), stdin=stdin, cwd=f"{self.workspace}/{job.cwd}", env={**os.environ, **added}
+                )
+            except (OSError, ValueError) as error:
+                why = f'"{job.command[0]}" cannot be started: {getattr(error, "strerror", None) or error}'
+                return Finished(127, "not_found", workspace, reason=why)
+        with self._turn:
+            self._running = process
+        try:
+            timed_out = self._wait(process, job.limits)
+        finally:
+            with self._turn:
+                self._running = None
+        code = 128 - process.returncode if process.returncode < 0 else process.returncode
+        number = -process.returncode if process.returncode < 0 else None
+        termination = "timeout" if timed_out else "exited" if number is None else "signaled"
+        return Finished(code, termination, workspace, signal=number, cancelled=self._cancelled)
+
+    def _wait(self, process: subprocess.Popen[bytes], limits: Limits) -> bool:
+        """Whether the time was up."""
+        try:
+            process.wait(None if limits.timeout_ms is None else limits.timeout_ms / 1000)
+        except subprocess.TimeoutExpired:
+            _terminate(process)
+            return True
+        except BaseException:
+            _terminate(process)
+            raise
+        return False
+
+    def cancel(self, *, kill: bool) -> None:
+        with self._turn:
+            process = self._running
+            self._cancelled = process is not None
+        if process is not None and kill:
+            process.kill()
+        elif process is not None:
+            _terminate(process)
+
+    def close(self) -> None:
+        self.cancel(kill=True)
+
+
+def _terminate(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def _open_stdin(stdin: bytes | str | None) -> Iterator[IO[bytes] | None]:
+    if stdin is None:
+        yield None
+    elif isinstance(stdin, str):
+        with open(stdin, "rb") as file:
+            yield file
+    else:
+        with tempfile.TemporaryFile() as file:
+            file.write(stdin)
+            file.seek(0)
+            yield file
