@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 REQUIEM = (sys.executable, "-m", "requiem_build")
 SOURCE = Path(__file__).resolve().parent.parent
+CACHE = Path(tempfile.gettempdir()) / f"requiem-test-cache-{os.getuid()}"
+"""Facts of this machine, which all projects share: hashing /usr/local once is enough for all tests."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Project:
         return {
             **kept,
             "HOME": str(self.home),
-            "XDG_CACHE_HOME": str(self.home / "cache"),
+            "XDG_CACHE_HOME": str(CACHE),
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "PYTHONPATH": str(SOURCE),
             **(extra or {}),

@@ -3,87 +3,107 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
 from contextlib import suppress
-from typing import Any
 
-import typer
+import click
 
 from .. import __version__
 from ..core.errors import NotBuiltYet, RequiemError, UsageError
-from . import build, cas, clean, doctor, execute, init, inspect, listing, watch
-from .console import print_error
+from .console import ReaderGone, print_error, write_out
 from .globals import HELP, Globals, split
 
-_USAGE = typer.BadParameter.__mro__[1]  # click's UsageError and ClickException, wherever typer keeps them.
-_CLICK = _USAGE.__mro__[1]
-
-PLUMBING = "Plumbing"
-
-
-def make_app() -> typer.Typer:
-    app = typer.Typer(
-        name="requiem",
-        add_completion=False,
-        no_args_is_help=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        help="A declarative build and pipeline runner whose every answer can be proven.",
-        epilog="Options of every command:\n\n\b\n" + HELP,
-    )
-    app.command("build")(build.command)
-    app.command("watch")(watch.command)
-    app.command("list")(listing.command)
-    app.command("log")(inspect.log)
-    app.command("clean")(clean.command)
-    app.command("doctor")(doctor.command)
-    app.command("init")(init.command)
-    app.command("schema")(inspect.schema)
-    app.add_typer(cas.app, name="cas", help="Look into the store and check it.")
-    app.command("exec", rich_help_panel=PLUMBING)(execute.command)
-    app.command("show", rich_help_panel=PLUMBING)(inspect.show)
-    app.command("digest", rich_help_panel=PLUMBING)(inspect.digest)
-    app.command("canonical", rich_help_panel=PLUMBING)(inspect.canonical)
-    app.callback(invoke_without_command=True)(_without_command)
-    return app
+COMMANDS = {
+    "build": ("build", "command"),
+    "watch": ("watch", "command"),
+    "list": ("listing", "command"),
+    "log": ("inspect", "log"),
+    "clean": ("clean", "command"),
+    "doctor": ("doctor", "command"),
+    "init": ("init", "command"),
+    "schema": ("inspect", "schema"),
+    "cas": ("cas", "command"),
+}
+PLUMBING = {
+    "exec": ("execute", "command"),
+    "show": ("inspect", "show"),
+    "digest": ("inspect", "digest"),
+    "canonical": ("inspect", "canonical"),
+}
+LATER = frozenset(
+    ("why", "graph", "report", "replay", "reproduce", "observe", "tighten", "shell")
+    + ("add", "import", "pack", "unpack", "attest", "keys")
+)
 
 
-LATER = ["why", "graph", "report", "replay", "reproduce", "observe", "tighten", "shell", "add", "import", "pack", "unpack", "attest", "keys"]
+class Commands(click.Group):
+    """Imports a command's module when it is called, so that none pays for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*COMMANDS, *PLUMBING]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in LATER:
+            raise NotBuiltYet(f'the command "{cmd_name}"')
+        place = COMMANDS.get(cmd_name) or PLUMBING.get(cmd_name)
+        if place is None:
+            return None
+        found = getattr(importlib.import_module(f".{place[0]}", __package__), place[1])
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, names in (("Commands", COMMANDS), ("Plumbing", PLUMBING)):
+            with formatter.section(heading):
+                formatter.write_dl([(name, self._about(ctx, name)) for name in names])
+
+    def _about(self, ctx: click.Context, name: str) -> str:
+        found = self.get_command(ctx, name)
+        return found.get_short_help_str(300) if found else ""
 
 
-def _without_command(context: typer.Context) -> None:
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    help="A declarative build and pipeline runner whose every answer can be proven.",
+    epilog="\b\nOptions of every command:\n" + HELP,
+)
+@click.pass_context
+def app(context: click.Context) -> None:
     if context.invoked_subcommand is None:
-        listing.command(context)
+        from .listing import command
+
+        context.invoke(command)
 
 
 def run(arguments: list[str]) -> int:
     """Runs one command line. Returns the exit code; nothing is raised."""
     shared = Globals(start=".", environment=os.environ, json="--json" in arguments)
+    rest: list[str] = []
     try:
         shared, rest = split(arguments, os.environ)
         if "--version" in rest[:1]:
             print(f"requiem {__version__}")
             return 0
-        _refuse_later(rest)
-        answer: Any = make_app()(rest, standalone_mode=False, obj=shared, prog_name="requiem")
+        answer = app.main(rest, standalone_mode=False, obj=shared, prog_name="requiem")
         sys.stdout.flush()
         return int(answer or 0)
     except RequiemError as error:
         return _fail(error, shared)
-    except typer.Exit as finished:
+    except click.exceptions.Exit as finished:
         return int(finished.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt):
         return 130
-    except _CLICK as error:  # type: ignore[misc]
-        return _fail(_usage_error(error, arguments), shared)
-    except BrokenPipeError:  # Whoever read us has seen enough.
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141
+    except click.ClickException as error:
+        return _fail(_usage_error(error, rest), shared)
+    except ReaderGone:
+        return 128 + signal.SIGPIPE
     except RecursionError as error:
         return _bug(error, shared)
     except OSError as error:
@@ -95,29 +115,25 @@ def run(arguments: list[str]) -> int:
 
 
 def _fail(error: RequiemError, shared: Globals) -> int:
-    with suppress(OSError):
+    with suppress(OSError, ReaderGone):
         if shared.json:
             document = {"error": error.as_json(), "ok": False, "schema": "requiem.error/1"}
-            sys.stdout.write(json.dumps(document, sort_keys=True) + "\n")
-            sys.stdout.flush()
+            write_out(json.dumps(document, sort_keys=True) + "\n")
         print_error(error, color=shared.color == "always")
     return error.exit_code
 
 
-def _usage_error(error: Any, arguments: list[str]) -> UsageError:
-    message = str(error.format_message()).rstrip(".")
-    near = ""
-    if message.startswith("No such command"):
-        word = message.split("'")[1] if "'" in message else ""
-        names = [*(c.name or "" for c in make_app().registered_commands), "cas"]
-        close = difflib.get_close_matches(word, names, 1)
-        near = f'did you mean "{close[0]}"?' if close else "requiem --help lists the commands"
-    return UsageError(message[:1].lower() + message[1:], hint=near or "requiem --help")
-
-
-def _refuse_later(rest: list[str]) -> None:
-    if rest and rest[0] in LATER:
-        raise NotBuiltYet(f'the command "{rest[0]}"')
+def _usage_error(error: click.ClickException, words: list[str]) -> UsageError:
+    if isinstance(error, click.NoSuchOption):
+        near = difflib.get_close_matches(error.option_name, error.possibilities or [], 1)
+        what = f'no such option "{error.option_name}"'
+    elif words and words[0] not in COMMANDS and words[0] not in PLUMBING:
+        near = difflib.get_close_matches(words[0], [*COMMANDS, *PLUMBING], 1)
+        what = f'no such command "{words[0]}"'
+    else:
+        near, what = [], error.format_message().rstrip(".")
+        what = what[:1].lower() + what[1:]
+    return UsageError(what, hint=f'did you mean "{near[0]}"?' if near else "requiem --help, or requiem COMMAND --help")
 
 
 def _bug(error: BaseException, shared: Globals) -> int:

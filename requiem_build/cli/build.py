@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from ..core.errors import UsageError
 from ..core.policy import LEVELS
@@ -23,24 +24,38 @@ MODES = ("turbo", "repro")
 JOBS_MAX = 4096
 
 
+@click.command()
+@click.argument("targets", nargs=-1)
+@click.option("-j", "--jobs", "jobs", type=int, help="Steps at once (default: the CPUs).")
+@click.option("-k", "--keep-going", "keep_going", is_flag=True, help="A failure skips only dependents.")
+@click.option("-n", "--dry-run", "dry_run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--mode", "mode", help="turbo (parallel) or repro (one by one, in plan order).")
+@click.option("--cache", "cache", default="rw", show_default=True, help="rw, ro, wo or off.")
+@click.option("--sandbox", "sandbox", help="strict, process or none, for this run.")
+@click.option("--explain", "explain", is_flag=True, help="Give each step's reason.")
+@click.option("--shuffle", "shuffle", help="Run ready steps in a random order made from SEED.")
+@click.option("--profile", "profile", help="Use [profiles.NAME].")
+@click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
+@click.option("--tag", "tag", multiple=True, help="Only steps with this tag.")
+@click.option("--timeline", "timeline", hidden=True)
+@click.option("--no-wait", "no_wait", is_flag=True, help="Exit with 5 if another build holds the workspace.")
+@click.pass_context
 def command(
-    context: typer.Context,
-    targets: Annotated[list[str] | None, typer.Argument(help="Steps, instances, outputs or patterns.")] = None,
-    jobs: Annotated[int | None, typer.Option("-j", "--jobs", help="Steps at once (default: the CPUs).")] = None,
-    keep_going: Annotated[bool, typer.Option("-k", "--keep-going", help="A failure skips only dependents.")] = False,
-    dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done, and do nothing.")] = False,
-    mode: Annotated[str | None, typer.Option(help="turbo (parallel) or repro (one by one, in plan order).")] = None,
-    cache: Annotated[str, typer.Option(help="rw, ro, wo or off.")] = "rw",
-    sandbox: Annotated[str | None, typer.Option(help="strict, process or none, for this run.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Give each step's reason.")] = False,
-    shuffle: Annotated[str | None, typer.Option(help="Run ready steps in a random order made from SEED.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Use [profiles.NAME].")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Set a variable: NAME=VALUE.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only steps with this tag.")] = None,
-    timeline: Annotated[str | None, typer.Option(hidden=True)] = None,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Exit with 5 if another build holds the workspace.")
-    ] = False,
+    context: click.Context,
+    targets: tuple[str, ...],
+    jobs: int | None,
+    keep_going: bool,
+    dry_run: bool,
+    mode: str | None,
+    cache: str,
+    sandbox: str | None,
+    explain: bool,
+    shuffle: str | None,
+    profile: str | None,
+    set_: tuple[str, ...],
+    tag: tuple[str, ...],
+    timeline: str | None,
+    no_wait: bool,
 ) -> int:
     """Build what is needed."""
     if timeline is not None:
@@ -50,7 +65,7 @@ def command(
     shared: Globals = context.obj
     options = make_options(
         shared,
-        targets=tuple(targets or ()),
+        targets=targets,
         jobs=jobs,
         keep_going=keep_going,
         dry_run=dry_run,
@@ -60,8 +75,8 @@ def command(
         explain=explain,
         shuffle=shuffle,
         profile=profile,
-        sets=parse_sets(set_ or []),
-        tags=tuple(tag or ()),
+        sets=parse_sets(set_),
+        tags=tag,
         wait=not no_wait,
     )
     report = run_build(options, shared)
@@ -98,7 +113,7 @@ def _one_of(flag: str, value: str | None, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{flag} is {value!r}, which is none of {', '.join(choices)}")
 
 
-def parse_sets(texts: list[str]) -> dict[str, str]:
+def parse_sets(texts: Sequence[str]) -> dict[str, str]:
     found = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -133,14 +148,17 @@ def run_build(options: Options, shared: Globals) -> Report:
 
 @contextmanager
 def heeding_signals() -> Iterator[Callable[[Callable[[int], None]], None]]:
-    """INT, TERM and HUP reach the running build; before one runs they end the command as usual."""
+    """INT, TERM and HUP reach the running build.
+
+    Before one runs they end the process on the spot: nothing needs undoing yet, and an exception thrown
+    into whatever is being imported or read would only come out as something else.
+    """
     receivers: list[Callable[[int], None]] = []
 
     def handle(number: int, _: FrameType | None) -> None:
         if not receivers:
-            from ..core.errors import Interrupted
-
-            raise Interrupted(number)
+            os.write(2, b"interrupted\n")
+            os._exit(128 + number)
         receivers[0](number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

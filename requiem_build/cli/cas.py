@@ -7,9 +7,8 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from ..core.digest import Digest, parse_digest
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
@@ -19,7 +18,10 @@ from ..store.layout import Store
 from .console import write_bytes, write_out
 from .globals import Globals
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+@click.group("cas")
+def command() -> None:
+    """Look into the store and check it."""
 
 
 def open_store(shared: Globals, *, read_only: bool) -> Store:
@@ -43,8 +45,10 @@ def resolve(store: Store, text: str) -> Digest:
     return digest
 
 
-@app.command()
-def put(context: typer.Context, file: str) -> None:
+@command.command("put")
+@click.argument("file")
+@click.pass_context
+def put(context: click.Context, file: str) -> None:
     """Put a file (or - for stdin) into the store and print its digest."""
     store = open_store(context.obj, read_only=False)
     if file == "-":
@@ -64,10 +68,11 @@ def put(context: typer.Context, file: str) -> None:
     _answer(context.obj, {"digest": digest}, f"{digest}\n")
 
 
-@app.command()
-def get(
-    context: typer.Context, digest: str, output: Annotated[str | None, typer.Option("-o", "--output")] = None
-) -> None:
+@command.command("get")
+@click.argument("digest")
+@click.option("-o", "--output", "output")
+@click.pass_context
+def get(context: click.Context, digest: str, output: str | None) -> None:
     """Write exactly an object's bytes, verified, to stdout or to a file."""
     store = open_store(context.obj, read_only=True)
     name = resolve(store, digest)
@@ -89,16 +94,19 @@ def get(
         raise EnvironmentFault(f'cannot write "{output}"', facts=[("cause", error.strerror or str(error))]) from error
 
 
-@app.command()
-def path(context: typer.Context, digest: str) -> None:
+@command.command("path")
+@click.argument("digest")
+@click.pass_context
+def path(context: click.Context, digest: str) -> None:
     """Print the path of an object's plain bytes in the store."""
     store = open_store(context.obj, read_only=False)
     found = store.objects.file(resolve(store, digest))
     _answer(context.obj, {"digest": digest, "path": found}, f"{found}\n")
 
 
-@app.command()
-def ls(context: typer.Context) -> None:
+@command.command("ls")
+@click.pass_context
+def ls(context: click.Context) -> None:
     """List every object: digest, size in bytes, encoding."""
     store = open_store(context.obj, read_only=True)
     rows = [(digest, meta.original_size, meta.encoding) for digest, meta in store.objects.ls()]
@@ -109,8 +117,9 @@ def ls(context: typer.Context) -> None:
         write_out("".join(f"{digest} {size:>12} {encoding}\n" for digest, size, encoding in rows))
 
 
-@app.command()
-def stats(context: typer.Context) -> None:
+@command.command("stats")
+@click.pass_context
+def stats(context: click.Context) -> None:
     """Count what the store holds."""
     store = open_store(context.obj, read_only=True)
     contents = asdict(store.stats())
@@ -119,13 +128,13 @@ def stats(context: typer.Context) -> None:
     _answer(context.obj, {"schema": "requiem.cas-stats/1", "store": str(store.root), **found}, shown)
 
 
-@app.command()
-def verify(context: typer.Context) -> int:
+@command.command("verify")
+@click.pass_context
+def verify(context: click.Context) -> int:
     """Check every object against its name. Exit 3 if any is damaged."""
     store = open_store(context.obj, read_only=True)
     problems = [
-        {"digest": problem.digest, "path": problem.path, "reason": problem.reason}
-        for problem in store.objects.verify()
+        {"digest": problem.digest, "path": problem.path, "reason": problem.reason} for problem in store.objects.verify()
     ]
     if context.obj.json:
         answer = {"damaged": problems, "ok": not problems, "schema": "requiem.cas-verify/1"}
@@ -143,12 +152,12 @@ def _later(name: str) -> None:
     raise NotBuiltYet(f'the command "cas {name}"')
 
 
-@app.command(hidden=True)
+@command.command("gc", hidden=True)
 def gc() -> None:
     _later("gc")
 
 
-@app.command(hidden=True)
+@command.command("migrate", hidden=True)
 def migrate() -> None:
     _later("migrate")
 

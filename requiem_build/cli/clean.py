@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
 
-import typer
+import click
 
 from ..engine.clean import clean
 from ..engine.options import Options
@@ -14,12 +13,12 @@ from .console import Console, plain, write_out
 from .globals import Globals
 
 
-def command(
-    context: typer.Context,
-    targets: Annotated[list[str] | None, typer.Argument(help="Only these steps' outputs.")] = None,
-    dry_run: Annotated[bool, typer.Option("-n", "--dry-run", help="Only say what would go.")] = False,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Exit with 5 if a build holds the workspace.")] = False,
-) -> int:
+@click.command()
+@click.argument("targets", nargs=-1)
+@click.option("-n", "--dry-run", "dry_run", is_flag=True, help="Only say what would go.")
+@click.option("--no-wait", "no_wait", is_flag=True, help="Exit with 5 if a build holds the workspace.")
+@click.pass_context
+def command(context: click.Context, targets: tuple[str, ...], dry_run: bool, no_wait: bool) -> int:
     """Remove the outputs that Requiem made and nobody has changed."""
     shared: Globals = context.obj
     console = Console(
@@ -29,7 +28,7 @@ def command(
         shared.start,
         shared.environment,
         manifest=shared.file,
-        targets=tuple(targets or ()),
+        targets=targets,
         dry_run=dry_run,
         wait=not no_wait,
     )

@@ -276,14 +276,19 @@ def plain_lines(text: str) -> str:
     return "\n".join(plain(line) for line in text.split("\n"))
 
 
+class ReaderGone(Exception):
+    """Whoever read our stdout has closed it."""
+
+
 def write_out(text: str) -> None:
     """A machine's answer, on stdout, whole or an error."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(content: bytes) -> None:
-    sys.stdout.flush()
     view = memoryview(content)
-    while view:
-        view = view[os.write(1, view) :]
+    try:
+        while view:
+            view = view[os.write(1, view) :]
+    except BrokenPipeError as error:
+        raise ReaderGone from error

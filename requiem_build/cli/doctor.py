@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-import typer
+import click
 
 from .. import __version__
 from ..sandbox.probe import probe
@@ -13,7 +13,9 @@ from .console import plain, wants_color, write_out
 from .globals import Globals
 
 
-def command(context: typer.Context) -> int:
+@click.command()
+@click.pass_context
+def command(context: click.Context) -> int:
     """Boot the sandbox and say, item by item, what is in force, and how to get what is not."""
     shared: Globals = context.obj
     found = probe()
@@ -42,9 +44,9 @@ def command(context: typer.Context) -> int:
         mark = "yes" if item.in_force else "NO " if item.required else "no "
         if color:
             mark = f"\x1b[{'32' if item.in_force else '31;1' if item.required else '33'}m{mark}\x1b[0m"
-        sys.stdout.write(f"{mark}  {item.name.ljust(width)}  {plain(item.detail)}\n")
+        write_out(f"{mark}  {item.name.ljust(width)}  {plain(item.detail)}\n")
         if not item.in_force and item.how_to_get:
-            sys.stdout.write(f"     {' ' * width}  hint: {plain(item.how_to_get)}\n")
+            write_out(f"     {' ' * width}  hint: {plain(item.how_to_get)}\n")
     verdict = "the level strict holds here" if strict else "the level strict cannot be had here: --sandbox process"
-    sys.stdout.write(f"\nrequiem {__version__}: {verdict}\n")
+    write_out(f"\nrequiem {__version__}: {verdict}\n")
     return 0 if strict else 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-import typer
+import click
 
 from ..core.request import parse_request
 from ..engine.build import find_site, open_store, prepare_dot
@@ -16,7 +16,10 @@ from .globals import Globals
 from .inspect import read_file
 
 
-def command(context: typer.Context, file: str) -> int:
+@click.command()
+@click.argument("file")
+@click.pass_context
+def command(context: click.Context, file: str) -> int:
     """Run one request (JSON) whose objects are in the store, and print its result (JSON)."""
     shared: Globals = context.obj
     request = parse_request(read_file(shared, file))

@@ -6,9 +6,8 @@ import json
 import os
 import re
 import sys
-from typing import Annotated
 
-import typer
+import click
 
 from ..core.errors import EnvironmentFault, UsageError
 from .console import write_out
@@ -35,7 +34,7 @@ cflags = ["-O2", "-Wall"]
 
 [steps.compile]
 foreach.src = "{pattern}"
-command = ["gcc", "{{{{ cflags }}}}", "-MMD", "-MF", "{{{{ depfile }}}}", "-c", "{{{{ src }}}}", "-o", "{{{{ output }}}}"]
+command = "gcc {{{{ cflags }}}} -MMD -MF {{{{ depfile }}}} -c {{{{ src }}}} -o {{{{ output }}}}"
 inputs = ["{{{{ src }}}}"]
 discover = ["**/*.h"]
 depfile = "build/{{{{ src.stem }}}}.d"
@@ -48,10 +47,10 @@ outputs = ["build/{name}"]
 """
 
 
-def command(
-    context: typer.Context,
-    directory: Annotated[str | None, typer.Argument(help="Where (default: here).")] = None,
-) -> int:
+@click.command()
+@click.argument("directory", required=False)
+@click.pass_context
+def command(context: click.Context, directory: str | None) -> int:
     """Write a first requiem.toml that builds at once."""
     shared: Globals = context.obj
     where = os.path.join(shared.start, directory or ".")

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
+import click
 
 from ..core import canonical as canonical_json
 from ..core.digest import EMPTY, Digest, Domain, is_digest, object_digest
@@ -41,16 +41,19 @@ def read_file(shared: Globals, name: str) -> bytes:
         raise EnvironmentFault(f'cannot read "{name}"', facts=[("cause", error.strerror or str(error))]) from error
 
 
-def canonical(context: typer.Context, file: str) -> None:
+@click.command("canonical")
+@click.argument("file")
+@click.pass_context
+def canonical(context: click.Context, file: str) -> None:
     """Write a JSON file's one canonical spelling (RFC 8785), exactly."""
     write_bytes(canonical_json.encode(canonical_json.parse(read_file(context.obj, file))))
 
 
-def digest(
-    context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="request or object.")],
-    file: str,
-) -> None:
+@click.command("digest")
+@click.argument("kind")
+@click.argument("file")
+@click.pass_context
+def digest(context: click.Context, kind: str, file: str) -> None:
     """Print the digest of a request's JSON or of a file's bytes."""
     content = read_file(context.obj, file)
     if kind == "object":
@@ -65,7 +68,10 @@ def digest(
     write_out(json.dumps({"digest": found, "kind": kind}) + "\n" if shared.json else f"{found}\n")
 
 
-def schema(context: typer.Context, name: Annotated[str | None, typer.Argument()] = None) -> None:
+@click.command("schema")
+@click.argument("name", required=False)
+@click.pass_context
+def schema(context: click.Context, name: str | None) -> None:
     """Print one of the JSON Schemas of Requiem's formats; without a name, list them."""
     if name is None:
         write_out("".join(f"{each}\n" for each in SCHEMAS))
@@ -81,11 +87,11 @@ def schema(context: typer.Context, name: Annotated[str | None, typer.Argument()]
     raise EnvironmentFault(f'the schema "{name}" is not installed', hint="reinstall requiem-build")
 
 
-def show(
-    context: typer.Context,
-    kind: Annotated[str, typer.Argument(help="request, result, record or trace.")],
-    what: Annotated[str, typer.Argument(help="A step that was built here, or a digest.")],
-) -> None:
+@click.command("show")
+@click.argument("kind")
+@click.argument("what")
+@click.pass_context
+def show(context: click.Context, kind: str, what: str) -> None:
     """Write the exact canonical bytes of a request, result, record or trace."""
     if kind not in KINDS:
         raise UsageError(f'"{kind}" is none of {", ".join(KINDS)}')
@@ -150,7 +156,10 @@ def _events(shared: Globals, store: Store) -> Iterator[dict[str, Any]]:
                 yield event
 
 
-def log(context: typer.Context, step: str) -> None:
+@click.command("log")
+@click.argument("step")
+@click.pass_context
+def log(context: click.Context, step: str) -> None:
     """Print what a step wrote when it was last run here."""
     shared: Globals = context.obj
     store = open_store(shared, read_only=True)

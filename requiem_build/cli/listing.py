@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Annotated
 
-import typer
+import click
 
 from ..core.errors import NotBuiltYet
 from ..engine import build as engine
@@ -17,14 +15,22 @@ from .console import plain, write_out
 from .globals import Globals
 
 
+@click.command()
+@click.argument("targets", nargs=-1)
+@click.option("--profile", "profile", help="Use [profiles.NAME].")
+@click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
+@click.option("--tag", "tag", multiple=True, help="Only steps with this tag.")
+@click.option("--since", "since", hidden=True)
+@click.option("--changed", "changed", multiple=True, hidden=True)
+@click.pass_context
 def command(
-    context: typer.Context,
-    targets: Annotated[list[str] | None, typer.Argument(help="Only what these need.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Use [profiles.NAME].")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Set a variable: NAME=VALUE.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only steps with this tag.")] = None,
-    since: Annotated[str | None, typer.Option(hidden=True)] = None,
-    changed: Annotated[list[str] | None, typer.Option(hidden=True)] = None,
+    context: click.Context,
+    targets: tuple[str, ...],
+    profile: str | None,
+    set_: tuple[str, ...],
+    tag: tuple[str, ...],
+    since: str | None,
+    changed: tuple[str, ...],
 ) -> int:
     """List the steps and their instances."""
     if since is not None or changed:
@@ -34,10 +40,10 @@ def command(
         shared.start,
         shared.environment,
         manifest=shared.file,
-        targets=tuple(targets or ()),
-        tags=tuple(tag or ()),
+        targets=targets,
+        tags=tag,
         profile=profile,
-        sets=parse_sets(set_ or []),
+        sets=parse_sets(set_),
     )
     site = engine.find_site(options)
     plan = plans.obtain(site.root, engine.question_of(site, options), site.seal, site.settings.roots).plan
@@ -65,9 +71,9 @@ def command(
         first = plan.instances[names[0]]
         count = f"{len(names)} instances" if len(names) > 1 or names[0] != step else ""
         about = "  ".join(text for text in (first.description, count) if text)
-        sys.stdout.write(f"{plain(step).ljust(width)}  {plain(about)}".rstrip() + "\n")
+        write_out(f"{plain(step).ljust(width)}  {plain(about)}".rstrip() + "\n")
         if shared.verbose:
             for name in names:
                 outputs = ", ".join(plan.instances[name].outputs)
-                sys.stdout.write(f"  {plain(name)}" + (f" -> {plain(outputs)}" if outputs else "") + "\n")
+                write_out(f"  {plain(name)}" + (f" -> {plain(outputs)}" if outputs else "") + "\n")
     return 0

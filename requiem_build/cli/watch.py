@@ -5,41 +5,50 @@ from __future__ import annotations
 import signal
 import sys
 from types import FrameType
-from typing import Annotated
 
-import typer
+import click
 
 from ..core.errors import RequiemError
 from ..engine import build as engine
-from ..engine.watch import Watch
+from ..engine.watch import Watch, is_nothing_to_do
 from .build import make_options, parse_sets
 from .console import Console, print_error
 from .globals import Globals
 
 
+@click.command()
+@click.argument("targets", nargs=-1)
+@click.option("-j", "--jobs", "jobs", type=int, help="Steps at once (default: the CPUs).")
+@click.option("-k", "--keep-going", "keep_going", is_flag=True, help="A failure skips only dependents.")
+@click.option("--mode", "mode", help="turbo or repro.")
+@click.option("--sandbox", "sandbox", help="strict, process or none.")
+@click.option("--profile", "profile", help="Use [profiles.NAME].")
+@click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
+@click.option("--tag", "tag", multiple=True, help="Only steps with this tag.")
+@click.pass_context
 def command(
-    context: typer.Context,
-    targets: Annotated[list[str] | None, typer.Argument(help="Steps, instances, outputs or patterns.")] = None,
-    jobs: Annotated[int | None, typer.Option("-j", "--jobs", help="Steps at once (default: the CPUs).")] = None,
-    keep_going: Annotated[bool, typer.Option("-k", "--keep-going", help="A failure skips only dependents.")] = False,
-    mode: Annotated[str | None, typer.Option(help="turbo or repro.")] = None,
-    sandbox: Annotated[str | None, typer.Option(help="strict, process or none.")] = None,
-    profile: Annotated[str | None, typer.Option(help="Use [profiles.NAME].")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Set a variable: NAME=VALUE.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only steps with this tag.")] = None,
+    context: click.Context,
+    targets: tuple[str, ...],
+    jobs: int | None,
+    keep_going: bool,
+    mode: str | None,
+    sandbox: str | None,
+    profile: str | None,
+    set_: tuple[str, ...],
+    tag: tuple[str, ...],
 ) -> int:
     """Build, then build again on every change, until Ctrl-C."""
     shared: Globals = context.obj
     options = make_options(
         shared,
-        targets=tuple(targets or ()),
+        targets=targets,
         jobs=jobs,
         keep_going=keep_going,
         mode=mode,
         sandbox=sandbox,
         profile=profile,
-        sets=parse_sets(set_ or []),
-        tags=tuple(tag or ()),
+        sets=parse_sets(set_),
+        tags=tag,
     )
     site = engine.find_site(options)
     running: list[engine.Running] = []
@@ -54,6 +63,8 @@ def command(
             console.begin(started)
             running[:] = [started]
 
+        if not first and is_nothing_to_do(options, site):
+            return False
         try:
             report = engine.build(options, console, begin)
             counts = report.counts()

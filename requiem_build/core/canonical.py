@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 from .errors import RequestError
@@ -81,23 +82,20 @@ def _check_depth(content: bytes) -> None:
     """Nesting by a scan outside strings: the recursive parser must never see hostile depth."""
     if content.count(b"[") + content.count(b"{") <= DEPTH_MAX:
         return
-    depth, inside, escaped = 0, False, False
-    for byte in content:
-        if inside:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                inside = False
-        elif byte == 0x22:
-            inside = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > DEPTH_MAX:
-                raise RequestError(f"JSON nesting deeper than {DEPTH_MAX}")
-        elif byte in b"]}":
-            depth -= 1
+    brackets = _STRING.sub(b"", content).translate(None, _NO_BRACKETS)
+    for _ in range(DEPTH_MAX):  # Each pass takes off the innermost pairs: as many passes as levels.
+        size = len(brackets)
+        brackets = _PAIR.sub(b"", brackets)
+        if len(brackets) == size:
+            break
+    if b"[" in brackets or b"{" in brackets:
+        raise RequestError(f"JSON nesting deeper than {DEPTH_MAX}, or brackets without an end")
+
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+"""A string, or one without an end up to the end: it always matches from its quote on, so the scan is linear."""
+_PAIR = re.compile(rb"\[\]|\{\}")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def parse_output(value: Any) -> Entry:
     """An entry as results and trees spell it."""
     if isinstance(value, dict):
         keys = value.keys()
-        if keys == {"symlink"} and isinstance(value["symlink"], str):
+        if keys == {"symlink"} and is_link_target(value["symlink"]):
             return Link(value["symlink"])
         if keys == {"digest", "size", "executable"} and is_digest(value["digest"]) and _count(value["size"]):
             if isinstance(value["executable"], bool):
@@ -101,6 +101,11 @@ def parse_output(value: Any) -> Entry:
         elif keys == {"tree", "files", "size"} and is_digest(value["tree"]) and _count(value["files"], value["size"]):
             return Tree(Digest(value["tree"]), value["files"], value["size"])
     raise RequestError("an entry is none of {digest, size, executable}, {symlink} and {tree, files, size}")
+
+
+def is_link_target(target: object) -> bool:
+    """What a symlink can hold: any text but none, without NUL."""
+    return isinstance(target, str) and target != "" and "\0" not in target
 
 
 def _count(*values: object) -> bool:

@@ -7,57 +7,28 @@ steps are expanded again until nothing changes.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from . import paths, patterns
+from .claims import output_path
 from .documents import Place, check_value
-from .errors import RequiemError, SourceMissing
+from .drafts import Draft, Entry, entries, no_match, one_word, telling, workspace_pattern
+from .errors import RequiemError
 from .listing import Listing
 from .manifest import Manifest, Scope, Step
 from .paths import BadPath, quoted
-from .patterns import BadPattern, by_bytes, compile_pattern, is_pattern
+from .patterns import by_bytes, is_pattern
 from .sources import Outputs, View
-from .templates import BadTemplate, Named, Value, each_value, line, native, render_variables, words
+from .texts import native
+from .values import BadTemplate, Named, Value, each_value
+from .variables import render_variables
 
 INSTANCES_MAX = 100_000
-_UP_AFTER_WILDCARD = re.compile(r"[*?\[].*/\.\.(/|$)", re.DOTALL)
 
 
-@dataclass(slots=True)
-class Entry:
-    """One item of `inputs` or `outputs`: what it means, and what it is called. `one` if it was written as one path."""
-
-    name: str | None
-    one: bool
-    items: list[str]
-    places: list[Place]
-
-
-@dataclass(slots=True)
-class Draft:
-    """`each` holds plain values; those in `exact` are paths that were matched. Paths are workspace-relative."""
-
-    name: str
-    step: Step
-    each: Mapping[str, Any]
-    exact: frozenset[str]
-    names: dict[str, Any]
-    cwd: str = "."
-    outputs: list[Entry] = field(default_factory=list)
-
-    @property
-    def is_group(self) -> bool:
-        return "command" not in self.step.values
-
-    def output_paths(self) -> Iterator[tuple[str, Place]]:
-        for entry in self.outputs:
-            yield from zip(entry.items, entry.places, strict=True)
-
-
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Element:
     """One written value of a foreach variable: a value, or a pattern that takes paths in or out."""
 
@@ -77,8 +48,7 @@ class Expansion:
         self._listing = listing
         self._fixed = {"platform": dict(platform), "profile": manifest.profile}
         self._variables: dict[int, dict[str, Any]] = {}
-        self._failures: dict[str, RequiemError] = {}
-        self._missing: dict[tuple[str, str], RequiemError] = {}
+        self._failures: dict[str, RequiemError | _Element] = {}
         self._expand()
         self.drafts = {draft.name: draft for drafts in self.of_step.values() for draft in drafts}
 
@@ -108,46 +78,56 @@ class Expansion:
             else:
                 self._place(step, {name: _plain_values(items) for name, items in elements.items()})
         self._settle(moving)
-        for step in self.manifest.steps:
-            if step in self._failures:
-                raise self._failures[step]
+        for name in self.manifest.steps:
+            if name in self._failures:
+                raise self._failure(self.manifest.steps[name], self._failures[name])
 
     def _settle(self, moving: Sequence[tuple[Step, dict[str, list[_Element]]]]) -> None:
         """Expands steps whose values depend on outputs, until no step's values change any more."""
         last: dict[str, object] = {}
-        for _ in range(len(moving) + 3):
+        changed = None
+        for count in range(len(moving) + 3):
             changed = None
-            for step, elements in moving:
+            for step, elements in moving if count % 2 == 0 else reversed(moving):
                 values = {name: self._match(step, items) for name, items in elements.items()}
                 if last.get(step.name) != values:
-                    again = step.name in last
                     last[step.name] = values
                     changed = step
                     self._place(step, values)
-                    if again:
-                        self._rebuild()
             if changed is None:
                 return
-        place = changed.places["foreach"] if changed else None
-        if place is not None and changed is not None:
-            raise place.error(
-                f'foreach of step "{changed.name}" never settles: its outputs are its values again, through other steps',
+        if changed is not None:
+            raise changed.places["foreach"].error(
+                f"foreach of step {quoted(changed.name)} never settles: through other steps its outputs are its values",
                 hint="let its patterns leave those outputs out",
             )
 
     def _place(self, step: Step, values: Mapping[str, list[tuple[Any, bool]]]) -> None:
         self._failures.pop(step.name, None)
         drafts: list[Draft] = []
+        missing = [value for items in values.values() for value, _ in items if isinstance(value, _Element)]
+        if missing:
+            self._failures[step.name] = missing[0]
+            values = {name: [] for name in values}
         try:
             for draft in self._drafts(step, values):
                 drafts.append(draft)
         except RequiemError as error:  # It may be about a value that is not there once all has settled.
             self._failures[step.name] = error
         drafts.sort(key=lambda draft: draft.name.encode("utf-8"))
+        before = {path for draft in self.of_step[step.name] for path, _ in draft.output_paths()}
         self.of_step[step.name] = drafts
+        if before and not before.issubset(path for draft in drafts for path, _ in draft.output_paths()):
+            self._rebuild()
+            return
         for draft in drafts:
             for path, _ in draft.output_paths():
                 self.view.add(path, draft.name)
+
+    def _failure(self, step: Step, cause: RequiemError | _Element) -> RequiemError:
+        if isinstance(cause, RequiemError):
+            return cause
+        return no_match(str(cause.value), f"foreach of step {quoted(step.name)}", cause.place)
 
     def _rebuild(self) -> None:
         self.view = View(self._listing, Outputs())
@@ -168,7 +148,7 @@ class Expansion:
             for index, item in enumerate(items):
                 where = place.at(index) if isinstance(written, list) else place
                 check_value(item, where)
-                with _telling(step, "foreach", where):
+                with telling(step, "foreach", where):
                     value = _filled(item, names)
                 values = value if isinstance(value, list | tuple) else [value]
                 elements.extend(_element(inner, where, step) for inner in values)
@@ -176,23 +156,20 @@ class Expansion:
         return found
 
     def _match(self, step: Step, elements: Sequence[_Element]) -> list[tuple[Any, bool]]:
-        """The values of one variable, and whether each is a matched path."""
+        """The values of one variable, and whether each was matched; the element itself where it matches nothing."""
         found: dict[str, None] = {}
         values: list[tuple[Any, bool]] = []
-        try:
-            for element in elements:
-                if element.pattern is None:
-                    values.append((element.value, False))
-                elif element.excludes:
-                    for path in [path for path in found if element.pattern(path)]:
-                        del found[path]
-                else:
-                    matches = [path for path in element.pattern.walk(self.view) if not self._is_own(path, step)]
-                    if not matches:
-                        raise no_match(str(element.value), f"foreach of step {quoted(step.name)}", element.place)
-                    found.update(dict.fromkeys(by_bytes(matches)))
-        except RequiemError as error:  # The same one each time, so that a lasting failure settles.
-            return [(self._missing.setdefault((step.name, error.what), error), False)]
+        for element in elements:
+            if element.pattern is None:
+                values.append((element.value, False))
+            elif element.excludes:
+                for path in [path for path in found if element.pattern(path)]:
+                    del found[path]
+            else:
+                matches = [path for path in element.pattern.walk(self.view) if not self._is_own(path, step)]
+                if not matches:
+                    return [(element, False)]
+                found.update(dict.fromkeys(by_bytes(matches)))
         return [*((paths.spelled(path.removesuffix("/"), step.folder), True) for path in found), *values]
 
     def _is_own(self, path: str, step: Step) -> bool:
@@ -205,9 +182,6 @@ class Expansion:
         size = 1
         for items in values.values():
             size *= len(items)
-            for value, _ in items:
-                if isinstance(value, RequiemError):
-                    raise value
         if size > INSTANCES_MAX:
             raise step.places["foreach"].error(
                 f"step {quoted(step.name)} would have {size:,} instances", hint=f"the limit is {INSTANCES_MAX:,}"
@@ -235,7 +209,7 @@ class Expansion:
             draft.cwd = self._cwd(draft)
         if "outputs" in step.values:
             draft.outputs = [self._output(draft, entry) for entry in entries(draft, "outputs")]
-            flat = [Value(paths.spelled(path, step.folder), None, True) for path, _ in draft.output_paths()]
+            flat = [_made(path, step.folder) for path, _ in draft.output_paths()]
             names["outputs"] = Named(flat, _by_name(draft.outputs, step.folder))
             if len(flat) == 1:
                 names["output"] = flat[0]
@@ -286,23 +260,6 @@ def _element(value: Any, place: Place, step: Step) -> _Element:
     return _Element(value, place, pattern, excludes)
 
 
-def workspace_pattern(text: str, folder: str, place: Place) -> patterns.Pattern:
-    """A pattern as written in the manifest of `folder`. Raises ManifestError at its place."""
-    try:
-        if _UP_AFTER_WILDCARD.search(text):
-            raise BadPath("holds .. after a wildcard")
-        resolved = paths.resolve(text, folder)
-        if resolved == paths.ROOT:
-            raise BadPath("is the whole workspace")
-        return compile_pattern(resolved)
-    except (BadPath, BadPattern) as error:
-        raise place.error(f"pattern {quoted(text)} {error}") from error
-
-
-def no_match(text: str, owner: str, place: Place) -> RequiemError:
-    return place.error(f"{owner}: nothing matches {quoted(text)}", kind=SourceMissing)
-
-
 def _instance_name(step: Step, each: Mapping[str, Any]) -> str:
     if not each:
         return step.name
@@ -328,7 +285,7 @@ def _shown(value: Any) -> str:
 def _condition(step: Step, names: Mapping[str, Any]) -> bool:
     written = step.values["when"]
     place = step.places["when"]
-    with _telling(step, "when", place):
+    with telling(step, "when", place):
         value = native(written, names) if isinstance(written, str) else written
     if isinstance(value, bool):
         return value
@@ -339,146 +296,14 @@ def _condition(step: Step, names: Mapping[str, Any]) -> bool:
     raise place.error(f"`when` of step {quoted(step.name)} wants true or false, not {shown}", hint=hint)
 
 
+def _made(path: str, folder: str) -> Value:
+    return Value(paths.spelled(patterns.unescape(path), folder), None, True)
+
+
 def _by_name(made: Sequence[Entry], folder: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry in made:
         if entry.name is not None:
-            values = [Value(paths.spelled(path, folder), None, True) for path in entry.items]
+            values = [_made(path, folder) for path in entry.items]
             found[entry.name] = values[0] if entry.one and len(values) == 1 else [*found.get(entry.name, []), *values]
     return found
-
-
-# Texts of one draft, with their complaints
-
-
-class _telling:  # noqa: N801
-    """Turns what is wrong with a template into the complaint about its key."""
-
-    def __init__(self, step: Step, key: str, place: Place) -> None:
-        self._step, self._key, self._place = step, key, place
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if isinstance(error, BadTemplate):
-            raise self._place.error(
-                f"`{self._key}` of step {quoted(self._step.name)}: {error.what}", hint=error.hint
-            ) from error
-
-
-telling = _telling
-
-
-def entries(draft: Draft, key: str) -> Iterator[Entry]:
-    """`inputs` or `outputs`, filled in: one entry for each item as written."""
-    value = draft.step.values[key]
-    place = draft.step.places[key]
-    named = value.items() if isinstance(value, dict) else [(None, value)]
-    for name, written in named:
-        where = place if name is None else place.at(name)
-        items = written if isinstance(written, list) else [written]
-        for index, item in enumerate(items):
-            at = where.at(index) if isinstance(written, list) else where
-            with telling(draft.step, key, at):
-                filled = words(item, draft.names, literal_paths=True)
-            yield Entry(name, not isinstance(written, list), filled, [at] * len(filled))
-
-
-def list_words(draft: Draft, key: str, names: Mapping[str, Any] | None = None) -> list[tuple[str, Place]]:
-    """A list of texts (or one text), filled in, each with its place."""
-    value = draft.step.values.get(key)
-    if value is None:
-        return []
-    place = draft.step.places[key]
-    found: list[tuple[str, Place]] = []
-    items = value if isinstance(value, list) else [value]
-    for index, item in enumerate(items):
-        at = place.at(index) if isinstance(value, list) else place
-        with telling(draft.step, key, at):
-            found.extend((word, at) for word in words(item, names or draft.names, literal_paths=True))
-    return found
-
-
-def one_word(draft: Draft, key: str) -> str:
-    found = list_words(draft, key)
-    if len(found) != 1:
-        raise draft.step.places[key].error(
-            f"`{key}` of step {quoted(draft.step.name)} wants one path, not {len(found)}"
-        )
-    return found[0][0]
-
-
-def one_line(draft: Draft, key: str, names: Mapping[str, Any]) -> str:
-    text = draft.step.values.get(key, "")
-    with telling(draft.step, key, draft.step.places.get(key, draft.step.place)):
-        return line(text, names)
-
-
-def output_path(draft: Draft, text: str, place: Place, what: str = "output") -> str:
-    """A path that the step makes, workspace-relative. Raises ManifestError."""
-    try:
-        if text.startswith(("!", "@")):
-            raise BadPath(f"begins with {text[0]}: outputs are paths and patterns")
-        if is_pattern(text):
-            path = workspace_pattern(text, draft.step.folder, place).text
-        else:
-            path = patterns.unescape(paths.resolve(text, draft.step.folder))
-        if path == paths.ROOT:
-            raise BadPath("is the whole workspace")
-        if paths.is_reserved(path):
-            raise BadPath("is a reserved path: .git, .requiem and .cas are not for outputs")
-    except BadPath as error:
-        raise place.error(f"{what} {quoted(text)} of step {quoted(draft.step.name)} {error}") from error
-    return path
-
-
-def check_outputs(expansion: Expansion) -> list[str]:
-    """Refuses outputs that two instances claim. Gives warnings about those that some file systems take for one."""
-    known: dict[str, tuple[str, Place]] = {}
-    folded: dict[str, str] = {}
-    warnings: list[str] = []
-    outputs = expansion.outputs
-    for name, draft in expansion.drafts.items():
-        for path, place in draft.output_paths():
-            plain = path.removesuffix("/")
-            if plain in known:
-                raise _twice(plain, name, place, *known[plain])
-            known[plain] = (name, place)
-            other = folded.setdefault(paths.folded(plain), plain)
-            if other != plain:
-                warnings.append(
-                    f"outputs {quoted(other)} and {quoted(plain)} collide on case-insensitive or normalising file systems"
-                )
-    for name, draft in expansion.drafts.items():
-        for path, place in draft.output_paths():
-            _check_output(path, name, place, known, outputs)
-    return warnings
-
-
-def _check_output(path: str, name: str, place: Place, known: Mapping[str, tuple[str, Place]], outputs: Outputs) -> None:
-    plain = path.removesuffix("/")
-    for above in paths.ancestors(plain):
-        if above in known:
-            other, first = known[above]
-            inside = "the directory output" if above in outputs.directories else "the output"
-            raise place.error(
-                f"output {quoted(path)} of step {quoted(name)} lies inside {inside} {quoted(above)} of step {quoted(other)}",
-                facts=[("first", _where(first))],
-            )
-    if not is_pattern(path) and not path.endswith("/"):
-        maker = outputs.pattern_maker(path)
-        if maker is not None and maker != name:
-            raise place.error(f"steps {quoted(maker)} and {quoted(name)} both make {quoted(path)}: one by a pattern")
-
-
-def _twice(path: str, name: str, place: Place, other: str, first: Place) -> RequiemError:
-    if name == other:
-        return place.error(f"step {quoted(name)} names the output {quoted(path)} twice")
-    return place.error(
-        f"steps {quoted(other)} and {quoted(name)} both make {quoted(path)}", facts=[("first", _where(first))]
-    )
-
-
-def _where(place: Place) -> str:
-    return dict(place.error("").facts)["manifest"]

@@ -1,4 +1,4 @@
-"""What is more than a name inside `{{ }}`: Jinja2 expressions in a sandbox with a limit on every size."""
+"""What is more than a name inside `{{ }}`: an expression of Jinja2, in a sandbox with a limit on every size."""
 
 from __future__ import annotations
 
@@ -10,17 +10,50 @@ from types import GeneratorType
 from typing import Any
 
 from .paths import quoted
-from .templates import ATTRIBUTES, ITEMS_MAX, METHODS, TEXT_MAX, BadTemplate, Named, Raw, Value, limited
+from .values import ATTRIBUTES, ITEMS_MAX, METHODS, TEXT_MAX, BadTemplate, Named, Raw, Value, as_text, limited
 
 NODES_MAX = 200
 INTEGER_MAX = 2**63 - 1
 
 FILTERS = frozenset(
-    "default first join last length list lower map reject replace reverse select sort trim unique upper".split()
+    {
+        "default",
+        "first",
+        "join",
+        "last",
+        "length",
+        "list",
+        "lower",
+        "map",
+        "reject",
+        "replace",
+        "reverse",
+        "select",
+        "sort",
+        "trim",
+        "unique",
+        "upper",
+    }
 )
-TESTS = frozenset("defined undefined equalto eq ne in even odd false true none number string".split())
+TESTS = frozenset(
+    {"defined", "eq", "equalto", "even", "false", "in", "ne", "none", "number", "odd", "string", "true", "undefined"}
+)
 TEXT_METHODS = frozenset(
-    "capitalize endswith lower lstrip removeprefix removesuffix replace rstrip split startswith strip title upper".split()
+    {
+        "capitalize",
+        "endswith",
+        "lower",
+        "lstrip",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rstrip",
+        "split",
+        "startswith",
+        "strip",
+        "title",
+        "upper",
+    }
 )
 
 
@@ -143,8 +176,6 @@ def _replace(text: str, old: str, new: str, count: int = -1) -> str:
 def _raw(value: Any) -> Any:
     if isinstance(value, list | tuple | GeneratorType):
         return [_raw(item) for item in value]
-    from .templates import as_text
-
     return Raw(as_text(value, "raw"))
 
 
@@ -179,9 +210,8 @@ def _environment() -> Any:
                 return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
             if isinstance(obj, Named) and attribute in obj.names:
                 return obj.names[attribute]
-            if isinstance(obj, str) and attribute not in TEXT_METHODS:
-                if not (isinstance(obj, Value) and attribute in ATTRIBUTES | METHODS):
-                    return self.unsafe_undefined(obj, attribute)
+            if isinstance(obj, str) and not self.is_safe_attribute(obj, attribute, None):
+                return self.unsafe_undefined(obj, attribute)
             return super().getattr(obj, attribute)
 
         def getitem(self, obj: Any, argument: Any) -> Any:
@@ -193,7 +223,7 @@ def _environment() -> Any:
             kind = "a text" if isinstance(obj, str) else "a list" if isinstance(obj, list | tuple) else "this value"
             return self.undefined(f"{kind} has no attribute {quoted(attribute)} here", exc=SecurityError)
 
-        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
             owner = getattr(__obj, "__self__", None)
             if isinstance(owner, str) and getattr(__obj, "__name__", "") == "replace":
                 return _replace(owner, *args, **kwargs)

@@ -1,7 +1,7 @@
 """Which step may run next? The build's state machine: no files, no processes, no clock.
 
-    WAITING -> READY -> RUNNING -> DONE | FAILED
-        \\________\\_____________-> SKIPPED   (a step it waits for did not succeed, or the build stopped)
+WAITING -> READY -> RUNNING -> DONE | FAILED
+    \\________\\_____________-> SKIPPED   (a step it waits for did not succeed, or the build stopped)
 """
 
 from __future__ import annotations

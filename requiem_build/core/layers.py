@@ -11,7 +11,8 @@ from typing import Any
 
 from .documents import Place, nearest
 from .errors import NotBuiltYet
-from .keys import INHERITED, STEP, Key
+from .keys import STEP, Key
+from .kinds import INHERITED
 from .paths import quoted
 
 TABLE_KEYS = frozenset({"env", "foreach", "inputs", "outputs"})

@@ -4,59 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
-from . import keys, paths, patterns
+from . import paths, patterns
+from .claims import output_path
+from .commands import Link, make_command
 from .documents import Place, nearest
+from .drafts import Draft, entries, list_words, no_match, one_line, one_word, telling, workspace_pattern
 from .errors import SourceMissing
-from .expand import (
-    Draft,
-    Expansion,
-    entries,
-    list_words,
-    no_match,
-    one_line,
-    one_word,
-    output_path,
-    telling,
-    workspace_pattern,
-)
+from .expand import Expansion
 from .instance import Input, Instance, Root
 from .manifest import RootTree
 from .paths import BadPath, quoted
 from .patterns import by_bytes, is_pattern
-from .policy import MIB, Limits, Policy
-from .templates import Recipe, late_json, line, roots_of
+from .terms import limits_of, policy_of
+from .texts import line, roots_of
 
 NEAREST_MAX = 2000
-
-
-@dataclass(slots=True)
-class Link:
-    """A draft with everything around it known; `needs` and `after` have no order yet."""
-
-    draft: Draft
-    inputs: dict[str, Input] = field(default_factory=dict)
-    entries: list[list[Any]] = field(default_factory=list)
-    """(name, one, paths) of each item of `inputs` and `needs`, as a Recipe takes them."""
-    needs: dict[str, None] = field(default_factory=dict)
-    after: dict[str, None] = field(default_factory=dict)
-    discover: tuple[str, ...] = ()
-    depfile: str | None = None
-    stdin: Input | None = None
-    env_file: tuple[str, ...] = ()
-    roots: tuple[str, ...] = ()
-    lock: tuple[str, ...] = ()
-    command: tuple[str, ...] = ()
-    shown: str = ""
-    late: str = ""
-    names: Mapping[str, Any] = field(default_factory=dict)
-
-    def need(self, item: Input) -> None:
-        if item.producer is not None:
-            self.needs[item.producer] = None
 
 
 class _Unlinked(Exception):
@@ -137,7 +101,7 @@ class Linker:
             self._add_discover(link)
         if "depfile" in draft.step.values:
             text = one_word(draft, "depfile")
-            link.depfile = output_path(draft, text, draft.step.places["depfile"], "depfile")
+            link.depfile = self._depfile(draft, text, draft.step.places["depfile"])
         if "stdin" in draft.step.values:
             link.stdin = self._stdin(link)
             link.need(link.stdin)
@@ -147,10 +111,16 @@ class Linker:
         if draft.is_group:
             self._refuse_idle(draft)
         else:
-            self._command(link)
+            make_command(link, self._expansion)
         for need in link.needs:
             link.after.pop(need, None)
         return link
+
+    def _depfile(self, draft: Draft, text: str, place: Place) -> str:
+        path = output_path(draft, text, place, "depfile")
+        if is_pattern(path) or path.endswith("/"):
+            raise place.error(f"depfile {quoted(text)} of step {quoted(draft.step.name)} is not one file")
+        return patterns.unescape(path)
 
     # Inputs
 
@@ -201,7 +171,7 @@ class Linker:
             above = self._outputs.directory_above(pattern.prefix)
             if above is not None:
                 raise place.error(
-                    f"step {quoted(draft.name)} reads {quoted(text)}, which lies inside the directory output {quoted(above)}",
+                    f"step {quoted(draft.name)} reads {quoted(text)}, inside the directory output {quoted(above)}",
                     hint=f'what is in it is not known before it is made: read the whole "{above}/"',
                 )
             raise no_match(text, f"inputs of step {quoted(draft.name)}", place)
@@ -214,7 +184,7 @@ class Linker:
             inside = self._outputs.inside(path[:-1])
             if inside is not None:
                 raise place.error(
-                    f"step {quoted(draft.name)} reads the tree {quoted(path)}, and {quoted(inside)} in it is made by a step",
+                    f"step {quoted(draft.name)} reads the tree {quoted(path)}, and a step makes {quoted(inside)} in it",
                     hint="name the sources by patterns, or let a step make the whole directory",
                 )
         if maker is not None:
@@ -292,7 +262,7 @@ class Linker:
                 return [self._drafts[name]]
             known = [other.name for other in self._expansion.of_step[full]]
             raise place.error(
-                f"step {quoted(draft.step.name)} refers to {quoted(name)}, and step {quoted(full)} has no such instance",
+                f"step {quoted(draft.step.name)} refers to {quoted(name)}, which is no instance of {quoted(full)}",
                 hint=nearest(name, known),
             )
         raise place.error(
@@ -309,7 +279,7 @@ class Linker:
                 return ()  # It is being linked: a cycle.
             known = tuple(self.links[draft.name].inputs.values())
         else:
-            known = tuple(Input(path, draft.name, late=is_pattern(path)) for path, _ in draft.output_paths())
+            known = tuple(_output(path, draft.name) for path, _ in draft.output_paths())
         self._made[draft.name] = known
         return known
 
@@ -427,81 +397,6 @@ class Linker:
                     f"step {quoted(draft.name)} has {key} and no command", hint="a step without a command is a group"
                 )
 
-    # Commands
-
-    def _command(self, link: Link) -> None:
-        draft = link.draft
-        step = draft.step
-        written = step.values["command"]
-        place = step.places["command"]
-        if not written or not written[0] or (isinstance(written, str) and not written.strip()):
-            raise place.error(f"the command of step {quoted(step.name)} is empty")
-        recipe = Recipe(
-            command=written,
-            shell=step.values.get("shell", "bash"),
-            folder=step.folder,
-            cwd=draft.cwd,
-            variables=self._expansion.variables(step.scope),
-            each=draft.each,
-            paths=[name for name, value in draft.each.items() if self._stands(draft, name, value)],
-            inputs=link.entries,
-            outputs=[[entry.name, entry.one, entry.items] for entry in draft.outputs],
-            depfile=link.depfile,
-        )
-        texts = [written] if isinstance(written, str) else written
-        with telling(step, "command", place):
-            used = frozenset().union(*(roots_of(text) for text in texts))
-        if used & {"outputs", "output"}:
-            self._refuse_pattern_outputs(draft, place)
-        if "inputs" in used and any(item.late for item in link.inputs.values()):
-            link.late = late_json(recipe, used)
-            link.shown = written if isinstance(written, str) else " ".join(texts)
-            link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
-            return
-        link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
-        with telling(step, "command", place):
-            link.command, link.shown = recipe.argv_with(link.names)
-        if not link.command or not link.command[0]:
-            raise place.error(f"the command of step {quoted(draft.name)} is empty")
-        if isinstance(written, list):
-            self._add_program(link)
-
-    def _stands(self, draft: Draft, name: str, value: Any) -> bool:
-        """Whether a foreach value is a path, which then reads as seen from `cwd`."""
-        if name in draft.exact:
-            return True
-        if draft.cwd == draft.step.folder or not isinstance(value, str):
-            return False
-        try:
-            path = paths.resolve(value, draft.step.folder)
-        except BadPath:
-            return False
-        return self._outputs.maker(path) is not None or self._view.kind(path) is not None
-
-    def _refuse_pattern_outputs(self, draft: Draft, place: Place) -> None:
-        for path, _ in draft.output_paths():
-            if is_pattern(path):
-                raise place.error(
-                    f"the command of step {quoted(draft.name)} speaks of its outputs, and {quoted(path)} is a pattern",
-                    hint="what matches is only known after the run: name the directory in the command instead",
-                )
-
-    def _add_program(self, link: Link) -> None:
-        """A program of the workspace is an input without being declared."""
-        program = link.command[0]
-        if "/" not in program or program.startswith("/"):
-            return
-        try:
-            path = paths.resolve(program, link.draft.cwd)
-        except BadPath:
-            return
-        maker = self._outputs.maker(path)
-        if path in link.inputs or path.endswith("/") or maker == link.draft.name:
-            return
-        if maker is not None or self._view.kind(path) in ("file", "link"):
-            item = link.inputs[path] = Input(path, maker)
-            link.need(item)
-
     # Instances
 
     def instance(self, link: Link, order: Mapping[str, int]) -> Instance:
@@ -539,8 +434,8 @@ class Linker:
             env_file=link.env_file,
             tools=tuple(by_bytes({text for text, _ in list_words(draft, "tools")})),
             roots=link.roots,
-            policy=self._policy(draft),
-            limits=_limits(tuple(values.get(key) for key in _LIMITS)),
+            policy=policy_of(draft),
+            limits=limits_of(draft),
             lay_out=values.get("lay_out", True),
             cache=values.get("cache", True),
             retries=values.get("retries", 0),
@@ -555,51 +450,6 @@ class Linker:
                 f"env of step {quoted(link.draft.name)} speaks of inputs that are only known after another step's run"
             )
 
-    def _policy(self, draft: Draft) -> Policy:
-        values = draft.step.values
-        found = []
-        for text, place in list_words(draft, "path"):
-            if text.startswith("~/") or (text.startswith("/") and not text.startswith("//")):
-                found.append(text.rstrip("/") or "/")
-                continue
-            try:
-                found.append(paths.resolve(text, draft.step.folder).rstrip("/"))
-            except BadPath as error:
-                raise place.error(f"path {quoted(text)} of step {quoted(draft.step.name)} {error}") from error
-        return _policy(
-            values.get("sandbox", "strict"),
-            values.get("network", "none"),
-            tuple(found),
-            keys.size_bytes(values.get("max_output_bytes", MIB)) or 0,
-        )
-
-
-@lru_cache(maxsize=4096)
-def _policy(sandbox: str, network: str, path: tuple[str, ...], max_output_bytes: int) -> Policy:
-    return Policy(sandbox=sandbox, network=network, path=path, max_output_bytes=max_output_bytes)
-
-
-_LIMITS = ("timeout", "cpu_time", "memory", "processes", "open_files", "file_size", "output_size", "tmp")
-
-
-@lru_cache(maxsize=4096)
-def _limits(values: tuple[Any, ...]) -> Limits:
-    timeout, cpu_time, memory, processes, open_files, file_size, output_size, tmp = values
-
-    def size(value: int | str | None) -> int | None:
-        return None if value is None else keys.size_bytes(value)
-
-    return Limits(
-        timeout_ms=None if timeout is None else keys.duration_ms(timeout),
-        cpu_time_ms=None if cpu_time is None else keys.duration_ms(cpu_time),
-        memory_bytes=size(memory),
-        processes=processes,
-        open_files=open_files,
-        file_size_bytes=size(file_size),
-        output_size_bytes=size(output_size),
-        tmp_bytes=size(tmp),
-    )
-
 
 def _candidates(text: str, folder: str) -> Iterator[str]:
     """The full names that a name in the manifest of `folder` may stand for: its own first."""
@@ -611,6 +461,10 @@ def _candidates(text: str, folder: str) -> Iterator[str]:
 
 def _short_names(known: Iterable[str], folder: str) -> list[str]:
     return [] if folder == paths.ROOT else [name[len(folder) + 1 :] for name in known if name.startswith(folder + "/")]
+
+
+def _output(path: str, maker: str) -> Input:
+    return Input(path, maker, late=True) if is_pattern(path) else Input(patterns.unescape(path), maker)
 
 
 def _spelled(item: Input) -> str | list[str]:

@@ -34,7 +34,7 @@ class Found:
 
 
 def locate(text: str, path: KeyPath, *, value: bool = True) -> tuple[int, int]:
-    """Line and column, from 1, of a key's value (or of the key itself); of the nearest table above if it is not there."""
+    """Line and column, from 1, of a key's value (or of the key itself); of the nearest table if it is not there."""
     best: tuple[int, int, int] = (-1, 0, 0)
     for found in positions(text):
         if found.path == path:

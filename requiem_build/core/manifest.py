@@ -1,4 +1,4 @@
-"""The text of requiem.toml and of what it includes -> Manifest: steps with complete keys; every complaint names its place.
+"""The text of requiem.toml and of what it includes -> Manifest: steps with complete keys, complaints with places.
 
 It checks the shape of everything and looks at no file but manifests: what patterns match and what
 templates give is for the plan.
@@ -6,16 +6,17 @@ templates give is for the plan.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import keys, paths
-from .documents import Document, Place, Source, check_value, merge_tables, nearest, read_document
-from .errors import Fact, ManifestError, UnknownName, UsageError
+from . import keys, kinds, paths
+from .documents import Document, Place, Source, merge_tables, nearest, read_document
+from .errors import ManifestError, UnknownName
 from .layers import Layer, Templates, check_keys, refuse_later
 from .paths import BadPath, quoted
+from .variables import check_variables, set_variable
+from .versions import check_version
 
 MANIFEST = "requiem.toml"
 DEPTH_MAX = 32
@@ -205,7 +206,7 @@ class _Loader:
         project = check_keys(tables["project"], keys.PROJECT, top.at("project"), "[project]")
         if "name" not in project.values:
             raise top.at("project").error("[project] has no name", hint='add name = "..."')
-        _check_version(project)
+        check_version(project)
         profile = self._profile_tables(tables, top)
         scope = self._scope(folder, tables, top, project, profile, sets)
         self._make_steps(tables, top, scope, profile.get("defaults", Layer()))
@@ -229,7 +230,7 @@ class _Loader:
                         f"unknown key {quoted(inner)} in profile {quoted(name)}", hint=hint, key=True
                     )
             layer = check_keys(table.get("defaults", {}), keys.STEP, place.at("defaults"), f"profile {quoted(name)}")
-            variables = _variables(table.get("vars", {}), place.at("vars"))
+            variables = check_variables(table.get("vars", {}), place.at("vars"))
             if name == self._profile:
                 found = {"defaults": layer, "vars": variables, "place": place.at("vars")}
         return found
@@ -252,16 +253,16 @@ class _Loader:
                 places[name] = place.at(name)
             values.update(merge_tables(values, more))
 
-        lay(_variables(tables.get("vars", {}), top.at("vars")), top.at("vars"))
+        lay(check_variables(tables.get("vars", {}), top.at("vars")), top.at("vars"))
         for index, text in enumerate(project.values.get("vars_files", ())):
             asker = project.places["vars_files"].at(index)
             document = self._variables_file(_resolved(text, folder, asker), asker)
             place = Place(Source((document,), document.tables), ())
-            lay(_variables(document.tables, place), place)
+            lay(check_variables(document.tables, place), place)
         if profile:
             lay(profile["vars"], profile["place"])
         for name, text in (sets or {}).items():
-            lay(*_set(name, text, values))
+            lay(*set_variable(name, text, values))
         return Scope(folder, values, places)
 
     def _variables_file(self, path: str, asker: Place) -> Document:
@@ -318,9 +319,6 @@ class _Loader:
         document = Document("the user's configuration", "", {"roots": dict(user_roots)})
         place = Place(Source((document,), document.tables), ("roots",))
         for name, table in user_roots.items():
-            old = self._roots.get(name)
-            if old is not None and isinstance(table, dict) and "path" not in table:
-                table = {"path": old.path, **table}
             self._roots[name] = _root_tree(name, table, place.at(name), paths.ROOT)
 
     def _store(self, source: Source, local: Document | None) -> dict[str, object]:
@@ -328,7 +326,7 @@ class _Loader:
         layer = check_keys(source.tables.get("store", {}), keys.STORE, place, "[store]")
         found: dict[str, object] = {}
         if "max_size" in layer.values:
-            found["max_size"] = keys.size_bytes(layer.values["max_size"])
+            found["max_size"] = kinds.size_bytes(layer.values["max_size"])
         if "path" in layer.values:
             if local is None or not local.holds(("store", "path")):
                 raise layer.places["path"].error(
@@ -352,7 +350,7 @@ def _resolved(text: str, folder: str, place: Place) -> str:
 def _named(tables: Mapping[str, Any], name: str, top: Place) -> list[tuple[str, Any]]:
     table = tables.get(name, {})
     if not isinstance(table, dict):
-        raise top.at(name).error(f"[{name}] wants a table, not {keys.type_name(table)}")
+        raise top.at(name).error(f"[{name}] wants a table, not {kinds.type_name(table)}")
     return list(table.items())
 
 
@@ -379,48 +377,6 @@ def _check_name(name: str, place: Place) -> None:
         raise place.error(f"the name {quoted(name)} {problem}", key=True)
 
 
-def _variables(table: Any, place: Place) -> dict[str, Any]:
-    if not isinstance(table, dict):
-        raise place.error(f"variables want a table, not {keys.type_name(table)}")
-    for name in table:
-        problem = keys.identifier(name)
-        if problem:
-            raise place.at(name).error(f"variable {problem.what}", hint=problem.hint, key=True)
-    check_value(table, place)
-    return table
-
-
-def _set(name: str, text: str, known: Mapping[str, Any]) -> tuple[dict[str, Any], Place]:
-    """One `--set NAME=VALUE` as a table of variables. The value is TOML if it can be, else a string."""
-    parts = name.split(".")
-    table: Any = known
-    for index, part in enumerate(parts):
-        if not isinstance(table, dict) or part not in table:
-            names = [".".join([*parts[:index], other]) for other in table] if isinstance(table, dict) else []
-            raise UnknownName(
-                f"--set: no variable {quoted(name)}",
-                facts=[("variables", ", ".join(names[:20]) or "none")],
-                hint=nearest(".".join(parts[: index + 1]), names),
-            )
-        table = table[part]
-    value: Any = _toml_value(text)
-    for part in reversed(parts[1:]):
-        value = {part: value}
-    document = Document("--set", f"{name} = {text}", {parts[0]: value})
-    place = Place(Source((document,), document.tables), ())
-    check_value(document.tables, place)
-    return document.tables, place
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        found = read_document("--set", f"value = {text}".encode("utf-8", "surrogateescape")).tables
-        check_value(found, Place(Source((), found), ()))
-    except (UsageError, UnicodeError, IndexError):
-        return text
-    return found["value"] if found.keys() == {"value"} else text
-
-
 def _root_tree(name: str, table: object, place: Place, folder: str) -> RootTree:
     owner = f"root {quoted(name)}"
     layer = check_keys(table, keys.ROOT, place, owner)
@@ -443,50 +399,3 @@ def _tree_path(text: str, folder: str, place: Place) -> str:
     if found == paths.ROOT:
         raise place.error(f"{quoted(text)} is the whole workspace")
     return found
-
-
-_CLAUSE = re.compile(r"\s*(>=|<=|==|!=|~=|>|<)?\s*([0-9]+(?:\.[0-9]+){0,3})\s*")
-
-
-def _check_version(project: Layer) -> None:
-    from .. import __version__
-
-    wanted = project.values.get("requiem")
-    if wanted is None:
-        return
-    place = project.places["requiem"]
-    facts: list[Fact] = [("this is", f"requiem {__version__}")]
-    for clause in wanted.split(","):
-        match = _CLAUSE.fullmatch(clause)
-        if match is None:
-            raise place.error(f"{quoted(wanted)} is no range of versions", hint='such as ">=1.0" or ">=1.2,<2"')
-        if not _fits(
-            _release(__version__), match.group(1) or "==", _release(match.group(2)), match.group(2).count(".")
-        ):
-            raise place.error(
-                f"this manifest wants requiem {quoted(wanted)}", facts=facts, hint="pip install -U requiem-build"
-            )
-
-
-def _release(version: str) -> tuple[int, ...]:
-    match = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    numbers = [int(part[:9]) for part in match.group().split(".")] if match else []
-    return tuple((numbers + [0, 0, 0, 0])[:4])
-
-
-def _fits(ours: tuple[int, ...], relation: str, theirs: tuple[int, ...], dots: int) -> bool:
-    match relation:
-        case ">=":
-            return ours >= theirs
-        case "<=":
-            return ours <= theirs
-        case ">":
-            return ours > theirs
-        case "<":
-            return ours < theirs
-        case "==":
-            return ours == theirs
-        case "!=":
-            return ours != theirs
-        case _:  # ~=1.2 is >=1.2 and ==1.*
-            return ours >= theirs and ours[: max(dots, 1)] == theirs[: max(dots, 1)]

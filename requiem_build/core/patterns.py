@@ -7,7 +7,7 @@ what nobody means (NEVER) must be written out. `[*]`, `[?]` and `[[]` are the ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol, TypeAlias
@@ -18,6 +18,9 @@ from .paths import ROOT
 NEVER = frozenset(
     {".git", ".hg", ".svn", ".requiem", ".cas", "node_modules", ".venv", "venv", "__pycache__", ".DS_Store"}
 )
+OWN = frozenset({".requiem", ".cas"})
+"""Requiem's own directories, which nothing reads."""
+
 _NEVER_CACHE = re.compile(r"\..*_cache", re.DOTALL)
 _ESCAPED = re.compile(r"\[([*?\[])\]")
 _MAGIC = re.compile(r"[*?\[]")
@@ -85,10 +88,11 @@ class Pattern:
 
     def _closure(self, states: Iterable[int]) -> frozenset[int]:
         found = set(states)
-        for state in sorted(found):
-            while state < len(self.segments) and self.segments[state] is None:
-                state += 1
-                found.add(state)
+        pending = list(found)
+        for state in pending:
+            if state < len(self.segments) and self.segments[state] is None and state + 1 not in found:
+                found.add(state + 1)
+                pending.append(state + 1)
         return frozenset(found)
 
     def _after(self, states: frozenset[int], name: str) -> frozenset[int]:
@@ -229,17 +233,28 @@ def select(patterns: Sequence[str], tree: Tree) -> list[str]:
     return by_bytes(path for path in found if not any(exclude(path) for exclude in excludes))
 
 
+class _Undeclared:
+    """A listing without anything that steps declare to make."""
+
+    def __init__(self, listing: Listing, declared: Mapping[str, str]) -> None:
+        self._listing = listing
+        self._made = {unescape(path.removesuffix("/")) for path in declared if not is_pattern(path)}
+        self._matchers = [compile_pattern(path) for path in declared if is_pattern(path)]
+
+    def children(self, directory: str) -> Mapping[str, str]:
+        prefix = "" if directory == ROOT else directory + "/"
+        return {
+            name: kind
+            for name, kind in self._listing.children(directory).items()
+            if (path := prefix + name) not in self._made
+            and path not in OWN
+            and (kind == "dir" or not any(made(path) for made in self._matchers))
+        }
+
+    def has_source(self, directory: str) -> bool:
+        return True
+
+
 def match_sources(patterns: Sequence[str], listing: Listing, declared: Mapping[str, str]) -> list[str]:
-    """The source files that `discover` patterns mean: nothing that any step declares to make."""
-    return sources_matcher(listing, declared)(patterns)
-
-
-def sources_matcher(listing: Listing, declared: Mapping[str, str]) -> Callable[[Sequence[str]], list[str]]:
-    """`match_sources` for many lists of patterns in one workspace."""
-    from .sources import Outputs, View
-
-    outputs = Outputs()
-    for path, instance in declared.items():
-        outputs.add(path, instance)
-    view = View(listing, outputs)
-    return lambda patterns: [path for path in select(patterns, view) if path not in outputs.files]
+    """The source files that `discover` patterns mean, sorted by bytes: nothing that any step declares to make."""
+    return select(patterns, _Undeclared(listing, declared))

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import paths
+from .claims import check_outputs
 from .documents import nearest
+from .drafts import Draft, list_words, one_line
 from .errors import ManifestError, UnknownName
-from .expand import Draft, Expansion, check_outputs, list_words, one_line
+from .expand import Expansion
 from .instance import Plan
 from .links import Linker
 from .listing import Listing
@@ -21,6 +23,7 @@ from .patterns import by_bytes, unescape
 
 CYCLE_WORK_MAX = 3_000_000
 """Edges looked at in search of the shortest cycle; beyond it the shortest one found so far is shown."""
+CYCLE_SHOWN_MAX = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,12 @@ def make_plan(
     platform: Mapping[str, str],
     cwd: str = paths.ROOT,
 ) -> Plan:
-    """The plan of what is wanted: `targets`, else [project].default, else everything; of these those with one of `tags`.
+    """The plan of `targets`, else of [project].default, else of everything; of these what has one of `tags`.
 
     Raises ManifestError (among them cycles), SourceMissing or UnknownName, all exit 2.
     """
     expansion = Expansion(manifest, listing, platform)
-    warnings = check_outputs(expansion)
+    warnings = check_outputs(expansion.drafts, expansion.outputs)
     wanted = _wanted(expansion, targets, tags, cwd)
     linker = Linker(expansion)
     linker.close(wanted)
@@ -187,7 +190,11 @@ def _ordered(expansion: Expansion, linker: Linker) -> list[str]:
 
 
 def _cycle(expansion: Expansion, linker: Linker, cycle: Sequence[str]) -> ManifestError:
-    shown = " -> ".join(_short(name) for name in [*cycle, cycle[0]])
+    names = [_short(name) for name in [*cycle, cycle[0]]]
+    if len(names) > CYCLE_SHOWN_MAX:
+        half = CYCLE_SHOWN_MAX // 2
+        names[half:-half] = [f"... {len(names) - 2 * half} more ..."]
+    shown = " -> ".join(names)
     first = linker.links[cycle[0]]
     second = cycle[1] if len(cycle) > 1 else cycle[0]
     step = first.draft.step

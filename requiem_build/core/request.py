@@ -9,6 +9,7 @@ from typing import Any
 
 from . import canonical
 from .digest import Digest, Domain, digest, is_digest
+from .entries import is_link_target
 from .errors import RequestError
 from .policy import CLOCKS, LEVELS, NETWORKS, RANDOMS, SYSTEMS, WORLD, Policy
 
@@ -86,11 +87,11 @@ def parse_request(content: bytes) -> Request:
     value = canonical.parse(content)
     if not isinstance(value, dict):
         raise RequestError("a request is a JSON object")
-    _check_fields(value)
-    if value["schema"] != SCHEMA:
+    if value.get("schema", SCHEMA) != SCHEMA:
         raise RequestError(
             f"request schema {value['schema']!r} is not {SCHEMA!r}", hint="it may be made by a newer requiem"
         )
+    _check_fields(value)
     request = Request(
         command=tuple(_strings(value, "command")),
         env=_string_map(value, "env"),
@@ -174,7 +175,12 @@ def _world(value: object) -> int:
 def is_workspace_path(path: str) -> bool:
     """A relative path in its plainest spelling that stays where it begins."""
     body = path[:-1] if path.endswith("/") else path
-    return bool(body) and not body.startswith("/") and all(part not in ("", ".", "..") for part in body.split("/"))
+    return (
+        bool(body)
+        and body[0] != "/"
+        and "\0" not in body
+        and all(part not in ("", ".", "..") for part in body.split("/"))
+    )
 
 
 def _paths(paths: list[str], name: str) -> list[str]:
@@ -196,7 +202,7 @@ def _inputs(value: object) -> dict[str, dict[str, object]]:
             and is_digest(entry["digest"])
             and isinstance(entry["executable"], bool)
         )
-        is_link = isinstance(entry, dict) and entry.keys() == {"symlink"} and isinstance(entry["symlink"], str)
+        is_link = isinstance(entry, dict) and entry.keys() == {"symlink"} and is_link_target(entry["symlink"])
         if not (is_tree if path.endswith("/") else is_file or is_link):
             raise RequestError(f"request.inputs[{path!r}] is not an entry of its kind")
     return value

@@ -205,6 +205,12 @@ def parse_record(value: Any) -> Record:
         raise RequestError("a record's duration_ms is not a whole number")
     if not isinstance(value["protection"], dict) or not isinstance(value["rusage"], dict):
         raise RequestError("a record's protection or rusage is not an object")
+    if not all(isinstance(text, str) for name in ("leaks", "asserted") for text in value[name]):
+        raise RequestError("a record's leaks or asserted are not texts")
+    if not all(isinstance(signature, dict) for signature in value["signatures"]):
+        raise RequestError("a record's signatures are not objects")
+    if not all(type(number) is int for number in value["rusage"].values()):
+        raise RequestError("a record's rusage holds more than whole numbers")
     discovered = value["discovered"]
     if discovered is not None and not (isinstance(discovered, list) and all(isinstance(p, str) for p in discovered)):
         raise RequestError("a record's discovered is not a list of paths")

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 
 from .listing import Listing
 from .paths import ROOT, ancestors, parent
-from .patterns import Pattern, compile_pattern, is_never, is_pattern, unescape
-
-OWN = frozenset({".requiem", ".cas"})
+from .patterns import OWN, Pattern, compile_pattern, is_never, is_pattern, unescape
 
 
 class Outputs:
@@ -41,7 +39,7 @@ class Outputs:
         return self._grow(plain, "file")
 
     def _grow(self, path: str, kind: str) -> list[str]:
-        changed = []
+        changed: list[str] = []
         while True:
             directory, _, name = path.rpartition("/")
             siblings = self.below.setdefault(directory or ROOT, {})
@@ -92,7 +90,7 @@ class Outputs:
                     return path + ("/" if kind == "tree" else "")
                 pending.append(path)
         for prefix, matchers in self._matchers.items():
-            if directory == ROOT or prefix == directory or prefix.startswith(directory + "/"):
+            if directory in (ROOT, prefix) or prefix.startswith(directory + "/"):
                 return matchers[0][0].text
         return None
 

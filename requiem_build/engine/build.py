@@ -162,8 +162,9 @@ class _Run:
         self.run_id = new_run_id()
         self.listener = listener
         self.report = Report(mode=options.mode, run=self.run_id, dry_run=options.dry_run)
-        self.stop = schedule.Stop()
+        self.stop = schedule.Stop(self._insist)
         self.signal: int | None = None
+        self.kill = False
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
@@ -177,11 +178,14 @@ class _Run:
 
     def interrupt(self, number: int) -> None:
         """From a signal handler. Once: start nothing more and end what runs; twice: kill it."""
-        again = self.signal is not None
+        self.kill = self.signal is not None
         self.signal = self.signal or number
         self.stop.requested = True
-        if self.executor is not None:
-            self.executor.cancel(kill=again)
+        self._insist()
+
+    def _insist(self) -> None:
+        if self.signal is not None and self.executor is not None:
+            self.executor.cancel(kill=self.kill)
 
     def run(self, on_start: OnStart) -> Report:
         options, site = self.options, self.site

@@ -33,10 +33,26 @@ class Done(Generic[T]):
 
 
 class Stop:
-    """Asked of a running schedule from a signal handler: start nothing more."""
+    """Asked of a running schedule, also from a signal handler: start nothing more.
 
-    def __init__(self) -> None:
+    `insist` is called again and again until what runs has ended: a step that was just about to start when it
+    was first called must not be missed.
+    """
+
+    def __init__(self, insist: Callable[[], None] = lambda: None) -> None:
         self.requested = False
+        self.insist = insist
+
+
+INSIST_EVERY_S = 0.1
+
+
+def _next(done: queue.SimpleQueue[Done[T]], stop: Stop) -> Done[T]:
+    while True:
+        try:
+            return done.get(timeout=INSIST_EVERY_S if stop.requested else None)
+        except queue.Empty:
+            stop.insist()
 
 
 def run(
@@ -74,14 +90,11 @@ def run(
                 instance = plan.instances[name]
                 needed = {need: outcomes[need] for need in (*instance.needs, *instance.after)}
                 running += 1
-                if jobs == 1:  # In this thread, where a debugger can follow it.
-                    work(name, needed)
-                    break
                 pool.submit(work, name, needed)
             if not running:
                 skip(frontier.stop())
                 break
-            finished = done.get()
+            finished = _next(done, stop)
             running -= 1
             if finished.outcome is None:
                 error = error or finished.error

@@ -7,11 +7,23 @@ import threading
 from collections.abc import Callable
 
 from ..core.errors import EnvironmentFault, RequiemError
+from . import noop
+from .build import Site
+from .options import Options
 from .workspace import DOT
 
 DEBOUNCE_MS = 80
 CATCH_UP_MS = 500
 _IGNORED = (DOT, ".cas", ".git", ".hg", ".svn", "__pycache__")
+
+
+def is_nothing_to_do(options: Options, site: Site) -> bool:
+    """Whether an event was no news, as our own outputs are."""
+    if not noop.is_plain(options):
+        return False
+    return (
+        noop.nothing_to_do(site.root, site.manifest, options.start, options.targets, options.environment) is not None
+    )
 
 
 class Watch:

@@ -59,11 +59,11 @@ class LocalExecutor:
         healthy = False
         try:
             finished = sandbox.run(job)
+            duration_ms = round((time.monotonic() - started) * 1000)
             healthy = True
+            return self._conclude(request, offered, limits, job, finished, sandbox, duration_ms)
         finally:
             self._release(request, sandbox, healthy=healthy)
-        duration_ms = round((time.monotonic() - started) * 1000)
-        return self._conclude(request, offered, limits, job, finished, sandbox, duration_ms)
 
     # Sandboxes
 

@@ -140,9 +140,13 @@ class Boot:
         os.close(tree)
 
     def device(self, name: str) -> None:
+        tree = syscalls.open_tree(f"/dev/{name}")
+        # Read-only is about the node, not the device: its date and mode are the host's.
+        syscalls.set_mount_attributes(tree, syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NOEXEC)
         place = f"dev/{name}"
         os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
-        syscalls.mount(f"/dev/{name}", place, flags=syscalls.MS_BIND)
+        syscalls.move_mount(tree, place)
+        os.close(tree)
 
     def terminals(self) -> None:
         os.mkdir("dev/pts", 0o755)

@@ -14,7 +14,7 @@ _TELLTALES = (
     # What C libraries, shells and language runtimes print when a limit makes a call fail (in English: LC_ALL is fixed).
     ("memory", (b"cannot allocate memory", b"memoryerror", b"bad_alloc", b"out of memory", b"memory exhausted")),
     ("processes", (b"resource temporarily unavailable", b"cannot fork", b"can't start new thread")),
-    ("open_files", (b"too many open files",)),
+    ("open_files", (b"too many open files", b": error 24")),
     ("file_size", (b"file too large", b"file size limit exceeded")),
 )
 _LIMIT_OF = {

@@ -16,9 +16,10 @@ _PROCESSES_OF_ITS_OWN = 2
 def plan_directories(job: Job) -> list[str]:
     """Every directory of the workspace that must exist before the step starts, parents first."""
     wanted = {_checked(path) for path in job.directories}
-    wanted.update(_checked(item.path) for item in job.staged if _is_directory(item))
+    staged = [_checked(item.path) for item in job.staged]
+    wanted.update(path for path, item in zip(staged, job.staged, strict=True) if _is_directory(item))
     inside = [mount.target[len(WORKSPACE) + 1 :] for mount in job.mounts if mount.target.startswith(WORKSPACE + "/")]
-    parents = [os.path.dirname(path) for path in (*inside, *(item.path for item in job.staged))]
+    parents = [os.path.dirname(path) for path in (*inside, *staged)]
     wanted.update(_checked(path) for path in (*parents, job.cwd) if path)
     for path in list(wanted):
         while path := os.path.dirname(path):

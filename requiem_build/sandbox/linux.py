@@ -83,7 +83,10 @@ class StrictSandbox:
                 "the sandbox could not be made ready for a step",
                 facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
             )
-        return name_ending(answer[1], job.limits, workspace)
+        finished = name_ending(answer[1], job.limits, workspace)
+        staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
+        finished.changed = tuple(path for path in finished.changed if path in staged)
+        return finished
 
     def cancel(self, *, kill: bool) -> None:
         attendant = self._attendant

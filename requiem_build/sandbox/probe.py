@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
@@ -115,7 +115,7 @@ def _judge(seen: Mapping[str, Any], leftovers: int, protection: Mapping[str, obj
     refused = all(seen[name] in ("EPERM", "ENOSYS", "EAFNOSUPPORT") for name in calls)
     no_new_privileges, bounding, effective = seen["privileges"]
     powerless = no_new_privileges == "1" and int(bounding, 16) == int(effective, 16) == 0
-    return [
+    found = [
         Capability("strict", True, "namespaces: " + ", ".join(_words(protection["namespaces"]))),
         Capability("undeclared files", seen["undeclared"] == "ENOENT", f"a file of the host: {seen['undeclared']}"),
         Capability("read-only system", seen["usr"] == "EROFS", f"writing to /usr: {seen['usr']}"),
@@ -137,15 +137,16 @@ def _judge(seen: Mapping[str, Any], leftovers: int, protection: Mapping[str, obj
             "landlock",
             bool(landlock),
             f"ABI {landlock}" if landlock else "absent: the mount view stands alone",
-            "" if landlock else "a kernel from 5.19 on with landlock in its list of security modules",
+            "a kernel from 5.19 on with landlock in its list of security modules",
         ),
         Capability(
             "hidden host paths",
             bool(protection["host_paths_hidden"]),
             "by overlay" if protection["host_paths_hidden"] else "/proc/self/mountinfo shows where roots lie",
-            "" if protection["host_paths_hidden"] else "a kernel from 5.11 on with overlayfs",
+            "a kernel from 5.11 on with overlayfs",
         ),
     ]
+    return [replace(one, how_to_get="") if one.in_force else one for one in found]
 
 
 def _words(value: object) -> list[str]:

@@ -6,15 +6,17 @@ is taken on trust where it says so: packages count by name and version, not by t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fnmatch
 import json
+import marshal
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault
 
@@ -72,38 +74,52 @@ def system_digest(cache_dir: str) -> Digest:
     `cache_dir` remembers content by stamp, so that an unchanged system costs only a look at each file.
     Raises EnvironmentFault where no package database is known.
     """
-    from ..core.digest import object_digest
+    from ..core.digest import object_digest, parse_digest
 
-    memory = _Memory(Path(cache_dir) / "system.json")
-    lines = [f"rule {RULE}\0".encode(), _packages(memory)]
-    for path in (*etc_entries(), _LOCAL):
-        lines += _describe_tree(path, memory)
+    began_ns = time.time_ns()
+    databases = _package_databases()
+    entries = [entry for path in (*etc_entries(), _LOCAL) for entry in _survey(path)]
+    fingerprint = _fingerprint([*(entry for path in databases for entry in _survey(path)), *entries], began_ns)
+    whole = _Sealed(Path(cache_dir) / "system.whole.json")
+    if fingerprint is not None and (known := whole.load().get(fingerprint)) is not None:
+        return parse_digest(known)
+    memory = _Memory(Path(cache_dir) / "system.json", began_ns)
+    lines = [f"rule {RULE}\0".encode(), _packages(databases, memory)]
+    lines += sorted(_describe(path, seen, memory) for path, seen in entries)
     memory.save()
-    return object_digest(b"\n".join(lines))
+    digest = object_digest(b"\n".join(lines))
+    if fingerprint is not None:
+        whole.save({fingerprint: digest})
+    return digest
 
 
-def _packages(memory: _Memory) -> bytes:
-    """The installed packages in one line: which database, and the digest of its sorted content."""
-    status = f"{_DPKG}/status"
-    if os.path.exists(status):
-        return b"dpkg " + memory.derive(status, "packages", lambda content: b"\n".join(parse_dpkg(content))).encode()
-    if os.path.isdir(_PACMAN):
-        from ..core.digest import object_digest
-
-        return b"pacman " + object_digest("\n".join(sorted(_names(_PACMAN))).encode()).encode()
-    for path in _APK:
-        if os.path.exists(path):
-            return b"apk " + memory.derive(path, "packages", lambda content: b"\n".join(parse_apk(content))).encode()
-    for path in _RPM:
-        if os.path.exists(path):
-            journal = f"{path}-wal"
-            parts = [path, journal] if os.path.exists(journal) else [path]
-            return b"rpm " + b" ".join(memory.digest(part).encode() for part in parts)
+def _package_databases() -> list[str]:
+    """The files (or the directory) in which this host's package manager keeps what is installed."""
+    for found in (f"{_DPKG}/status", _PACMAN, *_APK):
+        if os.path.exists(found):
+            return [found]
+    for found in _RPM:
+        if os.path.exists(found):
+            return [path for path in (found, f"{found}-wal") if os.path.exists(path)]
     raise EnvironmentFault(
         "no package database that Requiem knows: the system cannot be part of a step's key",
-        facts=[("looked for", ", ".join((_DPKG, _PACMAN, _APK[0], "rpmdb")))],
+        facts=[("looked for", ", ".join((_DPKG, _PACMAN, *_APK[:1], "rpmdb")))],
         hint='declare what steps need as [roots], or use sandbox = "process"',
     )
+
+
+def _packages(databases: Sequence[str], memory: _Memory) -> bytes:
+    """The installed packages in one line: which database, and the digest of its sorted content."""
+    from ..core.digest import object_digest
+
+    first = databases[0]
+    if first.startswith(_DPKG):
+        return b"dpkg " + memory.derive(first, lambda content: b"\n".join(parse_dpkg(content))).encode()
+    if first == _PACMAN:
+        return b"pacman " + object_digest("\n".join(sorted(_names(first))).encode()).encode()
+    if first in _APK:
+        return b"apk " + memory.derive(first, lambda content: b"\n".join(parse_apk(content))).encode()
+    return b"rpm " + b" ".join(memory.digest(path, os.stat(path)).encode() for path in databases)
 
 
 def parse_dpkg(status: bytes) -> list[bytes]:
@@ -135,18 +151,20 @@ def _fields(stanza: bytes, wanted: Iterable[bytes]) -> dict[bytes, bytes]:
     return fields
 
 
-def _describe_tree(top: str, memory: _Memory) -> Iterator[bytes]:
-    """One line for each entry below and including `top`. No path or link target can hold a NUL."""
+_Entry = tuple[str, "os.stat_result | str | None"]
+"""A path and what was seen there: a stamp, None for a directory, or why it could not be seen."""
+
+
+def _survey(top: str) -> list[_Entry]:
+    """Everything at and below `top`; only `top` itself may be a link to what is meant."""
     try:
         seen = os.stat(top)
-    except OSError:
-        yield b"absent\0" + os.fsencode(top)
-        return
+    except OSError as error:
+        return [(top, _reason(error))]
     if not stat.S_ISDIR(seen.st_mode):
-        yield _describe(top, seen, memory)
-        return
+        return [(top, seen)]
+    found: list[_Entry] = [(top, None)]
     waiting = [top]
-    lines = [b"directory\0" + os.fsencode(top)]
     while waiting:
         folder = waiting.pop()
         try:
@@ -154,23 +172,46 @@ def _describe_tree(top: str, memory: _Memory) -> Iterator[bytes]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-                        lines.append(b"directory\0" + os.fsencode(entry.path))
+                        found.append((entry.path, None))
                     else:
-                        lines.append(_describe(entry.path, entry.stat(follow_symlinks=False), memory))
+                        found.append((entry.path, entry.stat(follow_symlinks=False)))
         except OSError as error:
-            reason = errno.errorcode.get(error.errno or 0, "")
-            lines.append(b"closed\0" + os.fsencode(folder) + b"\0" + reason.encode())
-    yield from sorted(lines)
+            found.append((folder, _reason(error)))
+    return found
 
 
-def _describe(path: str, seen: os.stat_result, memory: _Memory) -> bytes:
+def _reason(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, "unknown")
+
+
+def _fingerprint(entries: Iterable[_Entry], began_ns: int) -> str | None:
+    """One name for all stamps together; None if a file is too young for its stamp to be trusted."""
+    from ..core.digest import object_digest
+
+    stamps: list[object] = [RULE, os.geteuid()]
+    youngest = 0
+    for path, seen in entries:
+        if isinstance(seen, os.stat_result):
+            stamps += (path, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode)
+            youngest = max(youngest, seen.st_mtime_ns, seen.st_ctime_ns)
+        else:
+            stamps += (path, seen)
+    return object_digest(marshal.dumps(stamps, 2)) if youngest < began_ns - _SETTLED_NS else None
+
+
+def _describe(path: str, seen: os.stat_result | str | None, memory: _Memory) -> bytes:
+    """One line for an entry. No path or link target can hold a NUL."""
     name = os.fsencode(path)
+    if seen is None:
+        return b"directory\0" + name
+    if isinstance(seen, str):
+        return b"closed\0" + name + b"\0" + seen.encode()
     if stat.S_ISLNK(seen.st_mode):
         return b"link\0" + name + b"\0" + os.fsencode(os.readlink(path))
     if not stat.S_ISREG(seen.st_mode):
         return b"special\0" + name + b"\0%o" % stat.S_IFMT(seen.st_mode)
     kind = b"program\0" if seen.st_mode & 0o111 else b"file\0"
-    if os.geteuid() == 0 and not seen.st_mode & 0o004:  # The step's user is not root and cannot read it either.
+    if not seen.st_mode & 0o004 and os.geteuid() == 0:  # The step's user is not root and cannot read it either.
         return _closed_file(name, seen)
     try:
         return kind + name + b"\0" + memory.digest(path, seen).encode()
@@ -182,19 +223,13 @@ def _closed_file(name: bytes, seen: os.stat_result) -> bytes:
     return b"closed\0" + name + b"\0%o %d %d" % (seen.st_mode, seen.st_size, seen.st_mtime_ns)
 
 
-_Stamp = list[int]
-
-
-class _Memory:
-    """Digests of files by path and stamp. A damaged, missing or unwritable file only costs time."""
+class _Sealed:
+    """A JSON object in a file that carries its own digest. Damaged, missing or unwritable, it is empty."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known = self._load()
-        self._kept: dict[str, list[object]] = {}
-        self._began_ns = time.time_ns()
 
-    def _load(self) -> dict[str, list[object]]:
+    def load(self) -> dict[str, Any]:
         from ..core.digest import object_digest
 
         try:
@@ -206,47 +241,59 @@ class _Memory:
             return {}
         return known if isinstance(known, dict) else {}
 
-    def digest(self, path: str, seen: os.stat_result | None = None) -> str:
-        """Of the file's content, read only if its stamp is new."""
-        return self._look_up(path, path, seen or os.stat(path), lambda content: content)
-
-    def derive(self, path: str, name: str, view: Callable[[bytes], bytes]) -> str:
-        """Of what `view` makes of the file's content."""
-        return self._look_up(f"{name} of {path}", path, os.stat(path), view)
-
-    def _look_up(self, key: str, path: str, seen: os.stat_result, view: Callable[[bytes], bytes]) -> str:
+    def save(self, known: Mapping[str, Any]) -> None:
         from ..core.digest import object_digest
 
-        key = os.fsencode(key).decode("utf-8", "backslashreplace")
-        stamp = _stamp(seen)
-        match self._known.get(key):
-            case [str(digest), known] if known == stamp:
-                self._kept[key] = [digest, stamp]
-                return digest
-        with open(path, "rb") as file:
-            digest = object_digest(view(file.read()))
-            after = _stamp(os.fstat(file.fileno()))
-        settled = max(seen.st_mtime_ns, seen.st_ctime_ns) < self._began_ns - _SETTLED_NS
-        if settled and after == stamp:
-            self._kept[key] = [digest, stamp]
-        return digest
-
-    def save(self) -> None:
-        from ..core.digest import object_digest
-
-        if self._kept == self._known:
-            return
-        body = json.dumps(self._kept, sort_keys=True, separators=(",", ":")).encode()
+        body = json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
         mine = self._path.with_name(f"{self._path.name}.{os.getpid()}.{time.monotonic_ns()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             mine.write_bytes(object_digest(body).encode() + b"\n" + body)
             mine.replace(self._path)  # Readers see the old memory or the new one.
         except OSError:
-            mine.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                mine.unlink()
 
 
-def _stamp(seen: os.stat_result) -> _Stamp:
+class _Memory:
+    """Digests of files by path and stamp."""
+
+    def __init__(self, path: Path, began_ns: int) -> None:
+        self._file = _Sealed(path)
+        self._known = self._file.load()
+        self._kept: dict[str, list[object]] = {}
+        self._began_ns = began_ns
+
+    def digest(self, path: str, seen: os.stat_result) -> str:
+        """Of the file's content, read only if its stamp is new."""
+        return self._look_up(path, path, seen, lambda content: content)
+
+    def derive(self, path: str, view: Callable[[bytes], bytes]) -> str:
+        """Of what `view` makes of the file's content."""
+        return self._look_up(f"packages of {path}", path, os.stat(path), view)
+
+    def _look_up(self, key: str, path: str, seen: os.stat_result, view: Callable[[bytes], bytes]) -> str:
+        stamp = _stamp(seen)
+        known = self._known.get(key)
+        if known is not None and known[1:] == stamp:
+            self._kept[key] = known
+            return str(known[0])
+        from ..core.digest import object_digest
+
+        with open(path, "rb") as file:
+            digest = object_digest(view(file.read()))
+            after = _stamp(os.fstat(file.fileno()))
+        settled = max(seen.st_mtime_ns, seen.st_ctime_ns) < self._began_ns - _SETTLED_NS
+        if settled and after == stamp:
+            self._kept[key] = [digest, *stamp]
+        return digest
+
+    def save(self) -> None:
+        if self._kept != self._known:
+            self._file.save(self._kept)
+
+
+def _stamp(seen: os.stat_result) -> list[int]:
     return [seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode]
 
 

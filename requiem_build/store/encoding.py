@@ -49,14 +49,9 @@ class Meta:
     def fits(self, size: int) -> bool:
         """Whether a blob of that size may be what this describes.
 
-        While an object changes between encodings its blob may be the plain one beside zstd's metadata:
-        plain bytes prove themselves by their name, so that state is sound (ADR 3).
+        While an object changes between encodings its blob may be the plain one beside zstd's metadata (ADR 3).
         """
         return size in (self.stored_size, self.original_size)
-
-    def describes_plain(self, size: int) -> bool:
-        """Whether a blob of that size is to be read as it lies."""
-        return self.encoding == IDENTITY or (size == self.original_size and size != self.stored_size)
 
 
 def plain_meta(digest: Digest, size: int) -> bytes:
@@ -68,14 +63,12 @@ def plain_meta(digest: Digest, size: int) -> bytes:
 
 
 def parse_meta(content: bytes, digest: Digest, blob_size: int) -> Meta:
-    """The metadata of `digest`, whose blob has `blob_size` bytes. Raises Malformed with the reason."""
+    """The metadata of `digest`; whether it fits the blob is another question. Raises Malformed with the reason."""
     if content == plain_meta(digest, blob_size):  # Nearly always, and 20 times as fast as parsing.
         return Meta(digest, IDENTITY, blob_size, blob_size, digest)
     meta = _parse(content)
     if meta.digest != digest:
         raise Malformed("its metadata names another digest")
-    if not meta.fits(blob_size):
-        raise Malformed(f"{blob_size} bytes where its metadata says {meta.stored_size}")
     return meta
 
 
@@ -111,15 +104,38 @@ def compress(content: bytes) -> bytes | None:
     return frame if len(frame) < len(content) else None
 
 
-def decompress(descriptor: int, meta: Meta) -> Iterator[bytes]:
-    """The plain pieces of the one frame that must fill the stored blob: at most `original_size` + 1 bytes.
+def plain_pieces(descriptor: int, size: int, meta: Meta) -> Iterator[bytes]:
+    """The plain pieces of a stored blob of `size` bytes, at most one byte more than there should be.
 
-    Raises Malformed; the caller still compares the plain bytes with the object's name.
+    The blob's size tells how it is stored: only what is smaller than the original is a frame. Raises
+    Malformed; the caller still compares the plain bytes with the object's name.
     """
+    if size >= meta.original_size:
+        yield from _as_it_lies(descriptor, meta.original_size + 1)
+        return
+    mixed = meta.encoding == IDENTITY  # A writer of the plain bytes left its metadata beside a frame (ADR 3).
+    try:
+        if mixed or size == meta.stored_size:
+            yield from _decompress(descriptor, size, meta)
+            return
+    except Malformed:
+        if not mixed:
+            raise
+    raise Malformed(f"{size} bytes where its metadata says {meta.stored_size}")
+
+
+def _as_it_lies(descriptor: int, left: int) -> Iterator[bytes]:
+    while left > 0 and (piece := os.read(descriptor, min(_PIECE, left))):
+        left -= len(piece)
+        yield piece
+
+
+def _decompress(descriptor: int, size: int, meta: Meta) -> Iterator[bytes]:
+    """One whole frame that fills the blob, at most `original_size` + 1 bytes of it."""
     import zstandard
 
-    _walk(descriptor, meta)
-    source = _Hashed(descriptor, meta.stored_size)
+    _walk(descriptor, size, meta.original_size)
+    source = _Hashed(descriptor, size)
     decompressor: Any = zstandard.ZstdDecompressor(max_window_size=WINDOW_MAX)
     reader = decompressor.stream_reader(source, read_size=_PIECE // 8)
     left = meta.original_size + 1
@@ -131,7 +147,7 @@ def decompress(descriptor: int, meta: Meta) -> Iterator[bytes]:
                 raise Malformed("it decompresses to more than its metadata says")
     except (zstandard.ZstdError, MemoryError) as error:
         raise Malformed(f"its zstd frame is damaged: {error}") from error
-    if source.digest() != meta.stored_blob_hash:
+    if meta.encoding == ZSTD and source.digest() != meta.stored_blob_hash:
         raise Malformed("its stored bytes are not what its metadata says")
 
 
@@ -155,7 +171,7 @@ class _Hashed:
         return self._hasher.digest()
 
 
-def _walk(descriptor: int, meta: Meta) -> None:
+def _walk(descriptor: int, size: int, original_size: int) -> None:
     """Steps over the blocks of the frame (RFC 8878, 3.1.1): it must be whole, alone, honest and affordable."""
     import zstandard
 
@@ -167,21 +183,21 @@ def _walk(descriptor: int, meta: Meta) -> None:
         at = zstandard.frame_header_size(head)
     except zstandard.ZstdError as error:
         raise Malformed(f"its zstd header is damaged: {error}") from error
-    if frame.content_size not in (meta.original_size, zstandard.CONTENTSIZE_UNKNOWN):
+    if frame.content_size not in (original_size, zstandard.CONTENTSIZE_UNKNOWN):
         raise Malformed("its zstd header claims another size")
     if frame.window_size > WINDOW_MAX or frame.dict_id:
         raise Malformed("its zstd frame needs a larger window or a dictionary")
-    for _ in range(meta.original_size // 256 + 1024):  # No writer makes blocks so small; a hostile one wastes our time.
+    for _ in range(original_size // 256 + 1024):  # No writer makes blocks so small; a hostile one wastes our time.
         word = int.from_bytes(os.pread(descriptor, 3, at), "little")
-        kind, size = word >> 1 & 3, word >> 3
-        if kind == 3 or size > _BLOCK_MAX:
+        kind, length = word >> 1 & 3, word >> 3
+        if kind == 3 or length > _BLOCK_MAX:
             raise Malformed("a block of its zstd frame is damaged")
-        at += 3 + (1 if kind == 1 else size)  # A run-length block stores one byte.
-        if at > meta.stored_size:
+        at += 3 + (1 if kind == 1 else length)  # A run-length block stores one byte.
+        if at > size:
             raise Malformed("its zstd frame is cut off")
         if word & 1:
             break
     else:
         raise Malformed("its zstd frame has too many blocks")
-    if at + (4 if frame.has_checksum else 0) != meta.stored_size:
+    if at + (4 if frame.has_checksum else 0) != size:
         raise Malformed("its zstd frame is cut off or followed by something else")

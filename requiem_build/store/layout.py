@@ -2,7 +2,7 @@
 
     <root>/requiem-store     {"format":2,"hash":"blake3-256"}
     <root>/CACHEDIR.TAG      backups leave it out
-    <root>/.gitignore        `*`, when the root is made by us
+    <root>/.gitignore        `*`
     <root>/v2/objects/AB/CD/<digest>  and <digest>.meta
     <root>/v2/tmp            unfinished files, named after their process
     <root>/v2/quarantine     what was found damaged
@@ -51,7 +51,10 @@ _TAG = (
     b"# This directory is a store of Requiem, a build runner: everything in it can be made again.\n"
 )
 _OURS = frozenset({MARK, "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
-_TEMPORARY = ".new-"
+_DIRECTORIES = (
+    *("v2", "v2/tmp", "v2/objects", "v2/quarantine", "v2/packs"),
+    *("records", "records/paths", "records/divergences", "runs"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +80,16 @@ class Store:
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self.root = Path(os.path.realpath(root))
         place = str(self.root)
+        self._scratch = Scratch(f"{place}/v2/tmp")
         try:
             known = _read_mark(place)
             self.refusal = _refusal(place, read_only=read_only, known=known)
             if self.refusal is None:
                 if not known:
                     _check_unclaimed(place)
-                _make(place)
+                _make(place, self._scratch)
         except OSError as error:
             raise fault(error, f"opening the store {place}", place) from error
-        self._scratch = Scratch(f"{place}/v2/tmp")
         self.objects = Objects(f"{place}/v2", self._scratch, refusal=self.refusal)
         self.records = Records(f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal)
         self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal)
@@ -194,7 +197,7 @@ def _check_unclaimed(place: str) -> None:
     names = sorted(os.listdir(place))
     if "objects" in names and os.path.isdir(f"{place}/objects"):
         raise _older(place)
-    foreign = [name for name in names if name not in _OURS and not name.startswith(_TEMPORARY)]
+    foreign = [name for name in names if name not in _OURS]
     if foreign:
         raise UsageError(
             f'"{place}" is not a store and not empty',
@@ -203,27 +206,12 @@ def _check_unclaimed(place: str) -> None:
         )
 
 
-def _make(place: str) -> None:
-    made = False
-    if not os.path.isdir(place):
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        with suppress(FileExistsError):
-            os.mkdir(place)
-            made = True
-    if made:
-        _write(place, ".gitignore", b"*\n")
-    if not os.path.lexists(f"{place}/{MARK}"):
-        _write(place, "CACHEDIR.TAG", _TAG)
-    for name in ("v2", "v2/objects", "v2/tmp", "v2/quarantine", "v2/packs", "records", "runs"):
+def _make(place: str, scratch: Scratch) -> None:
+    """Makes what is lacking, in an order in which being killed anywhere leaves what the next opening completes."""
+    os.makedirs(place, exist_ok=True)
+    for name in _DIRECTORIES:
         ensure_directory(f"{place}/{name}")
-    for name in ("records/paths", "records/divergences"):
-        ensure_directory(f"{place}/{name}")
-    if not os.path.lexists(f"{place}/{MARK}"):
-        _write(place, MARK, _MARK_CONTENT)  # Last: what bears the mark is complete.
-
-
-def _write(place: str, name: str, content: bytes) -> None:
-    temporary = f"{place}/{_TEMPORARY}{name}.{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, f"{place}/{name}")
+    if os.path.lexists(f"{place}/{MARK}"):
+        return
+    for name, content in ((".gitignore", b"*\n"), ("CACHEDIR.TAG", _TAG), (MARK, _MARK_CONTENT)):
+        os.rename(scratch.write(content), f"{place}/{name}")  # The mark is last: what bears it is complete.

@@ -257,7 +257,7 @@ class Objects:
             if content is None:
                 return False
             meta = parse_meta(content, digest, status.st_size)
-            return size is None or meta.original_size == size
+            return meta.fits(status.st_size) and size in (None, meta.original_size)
         except (OSError, ValueError, NotAFile, Malformed, RequestError):
             return False
 
@@ -304,7 +304,7 @@ class Objects:
                 if _stamp(os.lstat(path)) == known:
                     return path
         with self._reading(digest) as opened:
-            if opened.meta.describes_plain(opened.status.st_size):
+            if opened.status.st_size == opened.meta.original_size:
                 if opened.status.st_mode & FILE_MODE != FILE_MODE:
                     with suppress(OSError):
                         os.fchmod(opened.descriptor, FILE_MODE)  # A store that was copied under a strict umask.
@@ -558,10 +558,9 @@ class _Translated:
 def _pieces(opened: _Opened) -> Iterator[bytes]:
     """The plain bytes in order. Raises _Bad after the last one if they are not what the name says."""
     meta = opened.meta
-    plain = meta.describes_plain(opened.status.st_size)
     hasher = Hasher()
     try:
-        for piece in _plain_pieces(opened) if plain else enc.decompress(opened.descriptor, meta):
+        for piece in enc.plain_pieces(opened.descriptor, opened.status.st_size, meta):
             hasher.update(piece)
             yield piece
     except Malformed as error:
@@ -570,13 +569,6 @@ def _pieces(opened: _Opened) -> Iterator[bytes]:
         raise _Bad(f"it cannot be read: {error.strerror}", opened.status, opened.meta_status) from error
     if hasher.size != meta.original_size or hasher.digest() != meta.digest:
         raise _Bad("its bytes do not give its name", opened.status, opened.meta_status)
-
-
-def _plain_pieces(opened: _Opened) -> Iterator[bytes]:
-    left = opened.meta.original_size + 1  # One more than there should be: a blob that grew is not the object.
-    while left > 0 and (piece := os.read(opened.descriptor, min(PIECE, left))):
-        left -= len(piece)
-        yield piece
 
 
 def _read_from_start(fd: int, size: int) -> bytes:

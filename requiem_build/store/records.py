@@ -190,8 +190,9 @@ class Records:
 
     def path_sets(self, request_digest: Digest) -> list[tuple[str, ...]]:
         """What steps with `discover` read and probed under this request, newest first, at most 16."""
+        path = self._paths_path(request_digest)
         try:
-            content = read_small(self._paths_path(request_digest), canonical.BYTES_MAX)
+            content = read_small(path, canonical.BYTES_MAX)
             return [] if content is None else _parse_path_sets(content, request_digest)
         except (OSError, NotAFile, ValueError, RequestError):
             return []

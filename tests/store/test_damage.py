@@ -125,7 +125,9 @@ SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
 
 @pytest.mark.parametrize("encoding", ["identity", "zstd"])
 @pytest.mark.parametrize(
-    "tail", [b"\0", b"garbage", zstandard.ZstdCompressor().compress(b"more"), SKIPPABLE], ids=["nul", "text", "frame", "skip"]
+    "tail",
+    [b"\0", b"garbage", zstandard.ZstdCompressor().compress(b"more"), SKIPPABLE],
+    ids=["nul", "text", "frame", "skip"],
 )
 def test_c03_whatever_follows_an_object_makes_it_corrupt(store: Store, encoding: str, tail: bytes) -> None:
     store.objects.put(CONTENT, encoding=encoding)
@@ -247,7 +249,7 @@ HALVES: dict[str, Callable[[Path], object]] = {
     "a link": lambda path: path.symlink_to("/etc/passwd"),
     "a link to itself": lambda path: path.symlink_to(path.name),
     "a directory": lambda path: path.mkdir(),
-    "a fifo": lambda path: os.mkfifo(path),
+    "a fifo": os.mkfifo,
 }
 
 
@@ -295,7 +297,7 @@ NO_FILES: dict[str, Callable[[Path], object]] = {
     "a link to itself": lambda path: path.symlink_to(path.name),
     "a dangling link": lambda path: path.symlink_to("/nowhere"),
     "a directory": lambda path: (path.mkdir(), (path / "in").write_bytes(b"x")),
-    "a fifo": lambda path: os.mkfifo(path),
+    "a fifo": os.mkfifo,
     "a socket": lambda path: os.mknod(path, 0o140644),
 }
 

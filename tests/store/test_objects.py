@@ -105,7 +105,16 @@ def test_an_absent_object_is_missing_not_an_error(store: Store) -> None:
 
 def test_r18_what_is_no_digest_is_never_used_as_a_path(store: Store) -> None:
     good = store.objects.put(b"hello")
-    for name in ("../../requiem-store", good.upper(), good[:63], good + "0", f"sha256:{good}", "", "g" * 64, good + "\n"):
+    for name in (
+        "../../requiem-store",
+        good.upper(),
+        good[:63],
+        good + "0",
+        f"sha256:{good}",
+        "",
+        "g" * 64,
+        good + "\n",
+    ):
         assert not store.objects.has(name)
         assert not store.objects.check(name)
         with pytest.raises(RequestError, match="not a BLAKE3-256 digest"):

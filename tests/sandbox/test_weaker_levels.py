@@ -1,0 +1,173 @@
+"""Levels `process` and `none` keep the promises they make, and say which ones they do not make."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from requiem_build.core.errors import EnvironmentFault
+from requiem_build.core.policy import INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
+from requiem_build.sandbox.base import Job, Mount, Staged
+from requiem_build.sandbox.posix import NoSandbox, ProcessSandbox
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def box(tmp_path):
+    with ProcessSandbox(str(tmp_path / "scratch")) as sandbox:
+        yield sandbox
+
+
+def test_a_step_gets_copies_and_a_fixed_environment(box, run_in, make_object, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "leak")
+    large = make_object("store/large", b"L" * 1000)
+    staged = [
+        Staged("src/a", data=b"a"),
+        Staged("link", symlink="src/a"),
+        Staged("large", source=large),
+        Staged("run", data=b"#!/bin/sh\necho ran\n", executable=True),
+    ]
+    script = "./run; cat link; wc -c < large; stat -c '%a %Y' src/a large src; env; pwd; echo out > made/out"
+    step = run_in(box, "sh", "-c", script, staged=staged, directories=["made"])
+    assert step.out.startswith(f"ran\na1000\n444 {INPUT_MTIME_S}\n444 {INPUT_MTIME_S}\n755 {INPUT_MTIME_S}\n")
+    assert "SECRET_TOKEN" not in step.out
+    assert f"HOME={os.path.dirname(box.workspace)}/home\n" in step.out
+    assert f"TMPDIR={os.path.dirname(box.workspace)}/tmp\n" in step.out
+    assert step.out.endswith(f"{box.workspace}\n")
+    assert step.files["made/out"] == b"out\n"
+    assert step.finished.changed == ()
+
+
+def test_each_job_starts_with_an_empty_directory(box, run_in):
+    run_in(box, "sh", "-c", 'mkdir closed; touch closed/x left "$HOME/left" "$TMPDIR/left"; chmod 0 closed')
+    assert run_in(box, "sh", "-c", 'ls -A . "$HOME" "$TMPDIR" | grep left').out == ""
+
+
+def test_a_changed_input_is_found(box, run_in):
+    staged = [Staged("a", data=b"a"), Staged("b", data=b"b")]
+    assert run_in(box, "sh", "-c", "chmod +w a; echo x > a", staged=staged).finished.changed == ("a",)
+
+
+def test_roots_of_the_workspace_are_links_and_others_are_simply_there(box, run_in, tmp_path):
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/tool").write_text("#!/bin/sh\necho tool\n")
+    (tmp_path / "venv/bin/tool").chmod(0o755)
+    mounts = [Mount(str(tmp_path / "venv"), "/workspace/venv"), Mount("/usr", "/usr")]
+    path = {"PATH": "/workspace/venv/bin:/usr/bin:/bin"}
+    assert run_in(box, "tool", mounts=mounts, env=path).out == "tool\n"
+    with pytest.raises(EnvironmentFault):
+        run_in(box, "true", mounts=[Mount("/usr", "/elsewhere")])
+
+
+def test_daemons_are_killed_wherever_they_flee(box, run_in):
+    marker = f"76543.{os.getpid()}"
+    step = run_in(box, "sh", "-c", f"(setsid sh -c 'setsid sleep {marker} &' &); sleep 0.2; echo done")
+    assert step.out == "done\n"
+    assert step.finished.leftovers >= 1
+    assert subprocess.run(["pgrep", "-f", f"^sleep {marker}"], capture_output=True).stdout == b""
+
+
+def test_the_time_limit_ends_the_whole_tree(box, run_in):
+    marker = f"65432.{os.getpid()}"
+    step = run_in(box, "sh", "-c", f"(setsid sleep {marker} &); sleep 60", limits=Limits(timeout_ms=200))
+    assert step.finished.termination == "timeout"
+    assert subprocess.run(["pgrep", "-f", f"^sleep {marker}"], capture_output=True).stdout == b""
+
+
+def test_limits_signals_stdin_and_missing_programs(box, run_in):
+    assert run_in(box, "sh", "-c", "ulimit -n", limits=Limits(open_files=50)).out == "50\n"
+    assert run_in(box, "sh", "-c", "kill -SEGV $$").finished.signal == signal.SIGSEGV
+    assert run_in(box, "cat", stdin=b"given").out == "given"
+    assert run_in(box, "cat").out == ""
+    assert run_in(box, "nowhere").finished.termination == "not_found"
+    assert run_in(box, "sh", "-c", "yes | head -c 100000", max_output_bytes=10).finished.stdout_truncated
+    assert run_in(box, "sh", "-c", "yes | head -1; echo $?").err == ""
+
+
+def test_cancel_ends_a_running_step(box, run_in):
+    timer = threading.Timer(0.2, box.cancel, kwargs={"kill": True})
+    begun = time.monotonic()
+    timer.start()
+    step = run_in(box, "sh", "-c", "trap '' TERM; sleep 60 & sleep 61; sleep 62")
+    assert step.finished.cancelled
+    assert time.monotonic() - begun < 5
+    timer.join()
+
+
+def test_close_removes_the_scratch_directory_and_the_minder(tmp_path, run_in):
+    sandbox = ProcessSandbox(str(tmp_path / "scratch"))
+    run_in(sandbox, "sh", "-c", "mkdir -p a/b; touch a/b/c; chmod 0 a/b a")
+    sandbox.close()
+    sandbox.close()
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_when_the_runner_is_killed_its_steps_end(tmp_path):
+    marker = f"54321.{os.getpid()}"
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from requiem_build.sandbox.posix import ProcessSandbox\n"
+        "from requiem_build.sandbox.base import Job\n"
+        "command = ['sh', '-c', '(setsid sleep ' + sys.argv[2] + ' &); sleep ' + sys.argv[2]]\n"
+        "ProcessSandbox(sys.argv[3]).run(Job(command, {'PATH': '/usr/bin:/bin'}))\n"
+    )
+
+    def sleeping() -> int:
+        found = subprocess.run(["pgrep", "-f", f"^sleep {marker}"], capture_output=True).stdout.split()
+        return len(found)
+
+    def eventually(count: int) -> bool:
+        end = time.monotonic() + 10
+        while sleeping() != count:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+    runner = subprocess.Popen([sys.executable, "-c", script, str(ROOT), marker, str(tmp_path / "scratch")])
+    try:
+        assert eventually(2)
+        runner.kill()
+        runner.wait()
+        assert eventually(0)
+    finally:
+        runner.kill()
+        runner.wait()
+
+
+def test_process_says_what_it_does_not_promise(box):
+    assert box.protection["level"] == "process"
+    assert "network is closed" in box.protection["not_promised"]
+
+
+def test_none_runs_in_the_real_workspace_with_the_users_environment(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("MINE", "yes")
+    sandbox = NoSandbox(str(tmp_path))
+    env = {**WORLD_ENVIRONMENT, "ADDED": "by the step"}
+    command = ["sh", "-c", 'echo "$MINE $ADDED $HOME"; pwd; cat > out/file; exit 4']
+    finished = sandbox.run(Job(command, env, stdin=b"in", directories=["out"]))
+    os.close(finished.workspace_fd)
+    assert capfd.readouterr().out == f"yes by the step {os.environ['HOME']}\n{tmp_path}\n"
+    assert (finished.exit_code, finished.termination, finished.stdout) == (4, "exited", b"")
+    assert (tmp_path / "out/file").read_text() == "in"
+
+
+def test_none_names_signals_missing_programs_and_time_limits(tmp_path):
+    sandbox = NoSandbox(str(tmp_path))
+    for command, limits, termination in (
+        (["sh", "-c", "kill -9 $$"], Limits(), "signaled"),
+        (["no-such-program"], Limits(), "not_found"),
+        (["sleep", "60"], Limits(timeout_ms=100), "timeout"),
+    ):
+        finished = sandbox.run(Job(command, {}, limits=limits))
+        os.close(finished.workspace_fd)
+        assert finished.termination == termination
+    sandbox.close()
