@@ -18,6 +18,10 @@ def can_unshare() -> bool:
     return subprocess.run(["unshare", "-Ur", "true"], capture_output=True).returncode == 0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write tests/golden anew from what the code gives")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that cannot run here is skipped for a person and fails in CI: a hole must not hide."""
     missing = None

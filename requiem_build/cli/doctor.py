@@ -8,9 +8,17 @@ import sys
 import click
 
 from .. import __version__
-from ..sandbox.probe import probe
+from ..sandbox.probe import Capability, probe
 from .console import plain, wants_color, write_out
 from .globals import Globals
+
+
+OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths"})
+"""What strict does without where the kernel lacks it; the record says so."""
+
+
+def is_required(item: Capability) -> bool:
+    return item.name not in OPTIONAL
 
 
 @click.command()
@@ -19,7 +27,7 @@ def command(context: click.Context) -> int:
     """Boot the sandbox and say, item by item, what is in force, and how to get what is not."""
     shared: Globals = context.obj
     found = probe()
-    strict = all(item.in_force for item in found if item.required)
+    strict = all(item.in_force for item in found if is_required(item))
     if shared.json:
         answer = {
             "capabilities": [
@@ -28,7 +36,7 @@ def command(context: click.Context) -> int:
                     "how_to_get": item.how_to_get,
                     "in_force": item.in_force,
                     "name": item.name,
-                    "required": item.required,
+                    "required": is_required(item),
                 }
                 for item in found
             ],
@@ -41,9 +49,9 @@ def command(context: click.Context) -> int:
     color = wants_color(shared.color, sys.stdout, shared.environment)
     width = max(len(item.name) for item in found)
     for item in found:
-        mark = "yes" if item.in_force else "NO " if item.required else "no "
+        mark = "yes" if item.in_force else "NO " if is_required(item) else "no "
         if color:
-            mark = f"\x1b[{'32' if item.in_force else '31;1' if item.required else '33'}m{mark}\x1b[0m"
+            mark = f"\x1b[{'32' if item.in_force else '31;1' if is_required(item) else '33'}m{mark}\x1b[0m"
         write_out(f"{mark}  {item.name.ljust(width)}  {plain(item.detail)}\n")
         if not item.in_force and item.how_to_get:
             write_out(f"     {' ' * width}  hint: {plain(item.how_to_get)}\n")

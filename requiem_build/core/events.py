@@ -6,7 +6,7 @@ Readers of events never influence a digest. Times are added by the journal, not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, TypeAlias
 
 StepState = Literal["fresh", "hit", "ran", "failed", "skipped", "miss", "unknown"]
@@ -82,5 +82,9 @@ _NAMES = {
 }
 
 
+_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _NAMES}
+
+
 def as_json(event: Event) -> dict[str, object]:
-    return {"event": _NAMES[type(event)], **asdict(event)}
+    kind = type(event)
+    return {"event": _NAMES[kind], **{name: getattr(event, name) for name in _FIELDS[kind]}}

@@ -114,7 +114,7 @@ def critical_path_first(plan: Plan, durations_ms: Mapping[str, int]) -> Priority
     """Turbo: the step with the longest remaining path first, by past durations (1 ms where unknown)."""
     height: dict[str, float] = {}
     dependents = plan.dependents()
-    for name in reversed(plan.instances):
+    for name in reversed(list(plan.instances)):
         below = max((height[dependent] for dependent in dependents[name]), default=0.0)
         height[name] = below + max(1, durations_ms.get(name, 1))
     return lambda name: -height[name]

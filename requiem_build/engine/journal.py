@@ -40,7 +40,7 @@ class Journal:
 
     def __call__(self, event: Event) -> None:
         at_ms = round((time.monotonic() - self._started) * 1000)
-        line = canonical.encode({"at_ms": at_ms, **as_json(event)}) + b"\n"
+        line = canonical.encode_plain({"at_ms": at_ms, **as_json(event)}) + b"\n"
         with self._lock:
             self._lines.append(line)
             if self._file is not None:

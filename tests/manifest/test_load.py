@@ -207,12 +207,12 @@ NAMES_THAT_DO_NOT = [
 
 @pytest.mark.parametrize("name", NAMES_THAT_WORK)
 def test_m24_plain_names_are_names(name: str) -> None:
-    assert list(load(f'[steps.{json.dumps(name)}]\ncommand = "true"\n').steps) == [name]
+    assert list(load(f'[steps.{json.dumps(name, ensure_ascii=False)}]\ncommand = "true"\n').steps) == [name]
 
 
 @pytest.mark.parametrize("name", NAMES_THAT_DO_NOT)
 def test_m24_other_names_are_refused_and_shown_escaped(name: str) -> None:
-    error = refusal(f"[steps.{json.dumps(name)}]\n")
+    error = refusal(f"[steps.{json.dumps(name, ensure_ascii=False)}]\n")
     assert "the name" in error.what
     assert error.what.isprintable()
 
@@ -224,7 +224,7 @@ def test_m24_no_naughty_string_reaches_the_terminal_raw(vectors: Path) -> None:
     accepted = 0
     for name in naughty:
         try:
-            load(f'[steps.{json.dumps(name)}]\ncommand = "true"\n')
+            load(f'[steps.{json.dumps(name, ensure_ascii=False)}]\ncommand = "true"\n')
             accepted += 1
             assert name.isprintable()
         except ManifestError as error:
