@@ -143,7 +143,7 @@ class Project:
 
     def requiem(self) -> Cost:
         jobs = str(os.cpu_count())
-        return self._run([sys.executable, "-m", "requiem_build", "-q", "-C", str(self.ours), "-j", jobs, "build"])
+        return self._run([sys.executable, "-m", "requiem_build", "-q", "-C", str(self.ours), "build", "-j", jobs])
 
     def ninja(self) -> Cost:
         return self._run(["ninja", "--quiet", "-C", str(self.theirs), "-j", str(os.cpu_count())])

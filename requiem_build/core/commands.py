@@ -14,7 +14,8 @@ from .instance import Input
 from .paths import BadPath, quoted
 from .patterns import is_pattern, unescape
 from .templates import Recipe, late_json
-from .texts import roots_of
+from .texts import roots_of, shell_text, words
+from .values import BadTemplate
 
 
 @dataclass(slots=True)
@@ -73,12 +74,26 @@ def make_command(link: Link, expansion: Expansion) -> None:
         link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
         return
     link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
-    with telling(step, "command", place):
+    try:
         link.command, link.shown = recipe.argv_with(link.names)
+    except BadTemplate:
+        _tell_at_item(link, written, place)
     if not link.command or not link.command[0]:
         raise place.error(f"the command of step {quoted(draft.name)} is empty")
     if isinstance(written, list):
         _add_program(link, expansion)
+
+
+def _tell_at_item(link: Link, written: str | list[str], place: Place) -> None:
+    """Fills the items in once more, one by one, so that the complaint points at the one."""
+    if isinstance(written, str):
+        with telling(link.draft.step, "command", place):
+            shell_text(written, link.names)
+        return
+    for index, item in enumerate(written):
+        with telling(link.draft.step, "command", place.at(index)):
+            words(item, link.names)
+    raise place.error(f"the command of step {quoted(link.draft.name)} is too long")
 
 
 def _stands(draft: Draft, name: str, value: Any, expansion: Expansion) -> bool:

@@ -113,6 +113,8 @@ def compile_expression(text: str) -> Compiled:
             if isinstance(node, nodes.Name):
                 roots.add(node.name)
             pending.extend(node.iter_child_nodes())
+        if "self" in roots:  # Jinja2's own name for the template.
+            raise BadTemplate('"self" is undefined')
         return Compiled(text, frozenset(roots), environment.compile_expression(text, undefined_to_none=False))
     except TemplateError as error:
         raise BadTemplate(f"{{{{ {_short(text)} }}}} is no expression: {_plain(error)}") from error

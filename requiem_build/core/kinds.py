@@ -136,7 +136,8 @@ def _either(wanted: str, *checks: tuple[type, Check]) -> Check:
         for kind, check in checks:
             if type(value) is kind:
                 return check(value)
-        return _wants(wanted, value)
+        listable = type(value) is str and any(kind is list for kind, _ in checks)
+        return _wants(wanted, value, hint=f"write [{quoted(value)}]" if listable else None)
 
     return checked
 

@@ -41,7 +41,8 @@ class Value(str):
     exact: bool
 
     def __new__(cls, path: str, view: tuple[str, str] | None = None, exact: bool = False) -> Value:
-        shown = path if view is None or view[0] == view[1] else relative(resolve(path, view[0]), view[1])
+        here = view is None or (view[0] == view[1] and not path.startswith("//"))
+        shown = path if view is None or here else relative(resolve(path, view[0]), view[1])
         self = super().__new__(cls, shown.removesuffix("/") if len(shown) > 1 else shown)
         self.path = path
         self.view = view

@@ -1,4 +1,4 @@
-"""Requests from outside, and the laws of the canonical form: faults.md B2, R01 to R18 (R01, R02, R09, R10: test_vectors)."""
+"""Requests from outside, and the laws of the canonical form: faults.md B2 (R01, R02, R09, R10: test_vectors)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_r04_numbers_that_are_not_finite_are_refused(text: str) -> None:
     "number", [2**53, 2**53 + 1, -(2**53), 10**400, -(10**400), int("9" * 4000)], ids=lambda n: n % 97
 )
 def test_r05_integers_beyond_the_safe_range_are_refused_with_the_way_out(number: int) -> None:
-    with pytest.raises(RequestError, match="2.53-1") as raised:
+    with pytest.raises(RequestError, match=r"2\^53-1") as raised:
         parse(str(number).encode())
     assert "string" in str(raised.value.hint)
     with pytest.raises(RequestError):
@@ -167,7 +167,7 @@ def test_r13_a_million_keys_are_read_within_bounds() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     content = b"{" + b",".join(b'"%d":0' % n for n in range(1_000_000)) + b"}"
     assert len(parse(content)) == 1_000_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 
 def test_r14_unknown_missing_and_newer_fields_are_named(sample) -> None:
@@ -259,7 +259,7 @@ def test_the_fast_encoder_spells_as_rfc_8785(value: object) -> None:
 @settings(max_examples=200, deadline=None)
 def test_keys_are_sorted_by_utf16_units(value: dict[str, int]) -> None:
     """U+1F600 is D83D DE00 in UTF-16 and comes before U+E000: code point order has it the other way round."""
-    keys = [key for key in json.loads(encode_plain(value))]
+    keys = list(json.loads(encode_plain(value)))
     assert keys == sorted(value, key=lambda key: key.encode("utf-16-be"))
 
 

@@ -34,7 +34,8 @@ class FakeListing:
         for depth, name in enumerate(parts):
             above = "/".join(parts[:depth]) or "."
             last = depth == len(parts) - 1
-            self.tree.setdefault(above, {})[name] = kind if last else "dir"
+            here = self.tree.setdefault(above, {})
+            here[name] = kind if last else here.get(name, "dir")
         if kind == "dir":
             self.tree.setdefault("/".join(parts), {})
 

@@ -109,6 +109,32 @@ def test_when_the_runner_is_killed_every_process_ends(how):
         runner.wait()
 
 
+def test_the_runners_end_is_seen_even_if_a_child_of_it_holds_its_socket():
+    marker = f"97654.{os.getpid()}"
+    script = (
+        "import os, sys, threading, time; sys.path.insert(0, sys.argv[1])\n"
+        "from requiem_build.sandbox.linux import StrictSandbox\n"
+        "from requiem_build.sandbox.base import Job\n"
+        "sandbox = StrictSandbox()\n"
+        "if os.fork() == 0:\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(60)\n"
+        "sandbox.run(Job(['sleep', sys.argv[2]], {'PATH': '/usr/bin:/bin'}))\n"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", script, str(ROOT), marker], stdout=subprocess.PIPE, text=True)
+    child = int(runner.stdout.readline())
+    try:
+        assert eventually(lambda: len(running(marker)) >= 3)  # The runner, its child and the step.
+        runner.kill()
+        runner.wait(10)
+        assert eventually(lambda: running(marker) == [child])
+    finally:
+        runner.kill()
+        runner.wait()
+        runner.stdout.close()
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_sandbox_survives_the_thread_that_made_it(run_in):
     made = []
     thread = threading.Thread(target=lambda: made.append(linux.StrictSandbox()))

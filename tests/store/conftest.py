@@ -82,14 +82,24 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     return run
 
 
-@pytest.fixture
-def strace() -> str:
-    path = shutil.which("strace")
+def needed(tool: str) -> str:
+    path = shutil.which(tool)
     if path is None:
         if os.environ.get("CI"):
-            pytest.fail("CI must run this test, but it needs strace")
-        pytest.skip("NOT TESTED: kill at every system call needs strace (apt install strace)")
+            pytest.fail(f"CI must run this test, but it needs {tool}")
+        pytest.skip(f"NOT TESTED: needs {tool} (apt install {tool})")
     return path
+
+
+@pytest.fixture
+def strace() -> str:
+    return needed("strace")
+
+
+@pytest.fixture
+def b3sum() -> str:
+    """An independent judge of names."""
+    return needed("b3sum")
 
 
 def files_below(root: Path) -> list[str]:

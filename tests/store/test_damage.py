@@ -377,7 +377,7 @@ FULL_BLOCK = ((128 << 10) << 3 | 1 << 1).to_bytes(3, "little") + b"\0"  # 128 Ki
 LARGE = b"no bomb " * 150_000
 BOMBS = {
     "1 GiB where 1 MB was said": (bomb(1 << 30), None),
-    "no size in the header": (header_that_claims(0)[:4] + b"\x00\x58" + FULL_BLOCK * 8192 + EMPTY_BLOCK, None),
+    "no size in the header": (header_that_claims(0)[:4] + b"\x00\x58" + FULL_BLOCK * 4000 + EMPTY_BLOCK, None),
     "claims 1 TiB": (header_that_claims(1 << 40) + EMPTY_BLOCK, None),
     "claims 1 TiB and so does its metadata": (header_that_claims(1 << 40) + EMPTY_BLOCK, 1 << 40),
     "a window of 1 GiB": (header_that_claims(len(LARGE), b"\xa0") + EMPTY_BLOCK, None),
@@ -393,6 +393,14 @@ def test_c09_a_bomb_stops_at_the_size_that_was_said(store: Store, frame: bytes, 
         store.objects.get(digest)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024
     expect_miss_and_repair(store, LARGE)
+
+
+def test_c09_a_frame_that_needs_128_mib_to_be_read_is_refused_even_if_it_is_right(store: Store) -> None:
+    parameters = zstandard.ZstdCompressionParameters(window_log=27, write_content_size=False)
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
+    digest = with_frame(store, compressor.compress(LARGE) + compressor.flush(), LARGE)
+    with pytest.raises(CorruptObject, match="larger window"):
+        store.objects.get(digest)
 
 
 # -- C17 and readers beside writers ----------------------------------------------------------------------
