@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ from contextlib import suppress
 import click
 
 from .. import __version__
-from ..core.errors import NotBuiltYet, RequiemError, UsageError
+from ..core.errors import EnvironmentFault, NotBuiltYet, RequiemError, UsageError
 from .console import ReaderGone, print_error, write_out
 from .globals import HELP, Globals, split
 
@@ -37,8 +38,8 @@ PLUMBING = {
     "canonical": ("inspect", "canonical"),
 }
 LATER = frozenset(
-    ("why", "graph", "report", "replay", "reproduce", "observe", "tighten", "shell")
-    + ("add", "import", "pack", "unpack", "attest", "keys")
+    {"add", "attest", "graph", "import", "keys", "observe", "pack", "replay"}
+    | {"report", "reproduce", "shell", "tighten", "unpack", "why"}
 )
 
 
@@ -107,9 +108,7 @@ def run(arguments: list[str]) -> int:
     except RecursionError as error:
         return _bug(error, shared)
     except OSError as error:
-        from ..engine.build import as_environment_fault
-
-        return _fail(as_environment_fault(error), shared)
+        return _fail(_environment_fault(error), shared)
     except Exception as error:
         return _bug(error, shared)
 
@@ -134,6 +133,20 @@ def _usage_error(error: click.ClickException, words: list[str]) -> UsageError:
         near, what = [], error.format_message().rstrip(".")
         what = what[:1].lower() + what[1:]
     return UsageError(what, hint=f'did you mean "{near[0]}"?' if near else "requiem --help, or requiem COMMAND --help")
+
+
+def _environment_fault(error: OSError) -> RequiemError:
+    """What the system refused, wherever that was: the border at which foreign errors become ours."""
+    what = {
+        errno.ENOSPC: "no space left",
+        errno.EDQUOT: "disk quota used up",
+        errno.EMFILE: "too many open files",
+        errno.EROFS: "read-only file system",
+        errno.EACCES: "permission denied",
+        errno.EPERM: "permission denied",
+    }.get(error.errno or 0, error.strerror or str(error))
+    facts = [("path", os.fsdecode(error.filename))] if error.filename else []
+    return EnvironmentFault(what, facts=facts)
 
 
 def _bug(error: BaseException, shared: Globals) -> int:

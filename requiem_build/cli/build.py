@@ -88,7 +88,7 @@ def command(
 def make_options(shared: Globals, *, mode: str | None, jobs: int | None, **rest: Any) -> Options:
     """Checked options. Raises UsageError that names the flag."""
     _one_of("--mode", mode, MODES)
-    _one_of("--cache", rest.get("cache", "rw"), engine.OUTPUT_MODES)
+    _one_of("--cache", rest.get("cache", "rw"), engine.CACHE_MODES)
     _one_of("--sandbox", rest.get("sandbox"), LEVELS)
     if jobs is not None and not 0 < jobs <= JOBS_MAX:
         raise UsageError(f"-j is {jobs}, not a number of jobs from 1 to {JOBS_MAX}")

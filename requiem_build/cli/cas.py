@@ -12,7 +12,7 @@ import click
 
 from ..core.digest import Digest, parse_digest
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
-from ..engine import build as engine
+from ..engine import site as places
 from ..engine.options import Options
 from ..store.layout import Store
 from .console import write_bytes, write_out
@@ -29,13 +29,13 @@ def open_store(shared: Globals, *, read_only: bool) -> Store:
     from ..engine.settings import load_settings
 
     try:
-        site = engine.find_site(Options(shared.start, shared.environment, manifest=shared.file))
+        site = places.find_site(Options(shared.start, shared.environment, manifest=shared.file))
     except UsageError:
         configured = load_settings(shared.environment).store_path
         if configured is None:
             raise
         return Store(Path(configured).expanduser(), read_only=read_only)
-    return engine.open_store(site, {}, read_only=read_only)
+    return places.open_store(site, read_only=read_only)
 
 
 def resolve(store: Store, text: str) -> Digest:

@@ -7,9 +7,9 @@ import sys
 import click
 
 from ..core.request import parse_request
-from ..engine.build import find_site, open_store, prepare_dot
 from ..engine.execute import execute
 from ..engine.options import Options
+from ..engine.site import find_site, open_store, prepare_dot
 from .build import heeding_signals
 from .console import plain, write_bytes
 from .globals import Globals
@@ -26,7 +26,7 @@ def command(context: click.Context, file: str) -> int:
     site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
     prepare_dot(site.dot)
     with heeding_signals() as heed:
-        ran = execute(request, site, open_store(site, {}), heed)
+        ran = execute(request, site, open_store(site), heed)
     write_bytes(ran.result.encoded + b"\n")
     if ran.failure:
         sys.stderr.write(f"error: the step failed: {plain(ran.failure)}\n")

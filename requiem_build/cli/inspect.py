@@ -17,6 +17,8 @@ from ..core.digest import digest as digest_of
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..core.request import parse_request
 from ..core.result import make_trace
+from ..engine.options import Options
+from ..engine.site import find_site
 from ..store.layout import Store
 from ..store.records import Kept
 from .cas import open_store
@@ -144,9 +146,6 @@ def _last_event(shared: Globals, store: Store, step: str) -> dict[str, Any]:
 
 def _events(shared: Globals, store: Store) -> Iterator[dict[str, Any]]:
     """Finished steps of this workspace's runs, newest run first."""
-    from ..engine.build import find_site
-    from ..engine.options import Options
-
     site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
     for run in reversed([run for run in store.runs if run.workspace == site.workspace_id]):
         lines = store.objects.get(run.journal).splitlines()

@@ -7,9 +7,9 @@ import json
 import click
 
 from ..core.errors import NotBuiltYet
-from ..engine import build as engine
 from ..engine import plans
 from ..engine.options import Options
+from ..engine.site import find_site, question_of
 from .build import parse_sets
 from .console import plain, write_out
 from .globals import Globals
@@ -45,8 +45,8 @@ def command(
         profile=profile,
         sets=parse_sets(set_),
     )
-    site = engine.find_site(options)
-    plan = plans.obtain(site.root, engine.question_of(site, options), site.seal, site.settings.roots).plan
+    site = find_site(options)
+    plan = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots).plan
     if shared.json:
         rows = [
             {

@@ -10,6 +10,7 @@ import click
 
 from ..core.errors import RequiemError
 from ..engine import build as engine
+from ..engine.site import find_site
 from ..engine.watch import Watch, is_nothing_to_do
 from .build import make_options, parse_sets
 from .console import Console, print_error
@@ -50,7 +51,7 @@ def command(
         sets=parse_sets(set_),
         tags=tag,
     )
-    site = engine.find_site(options)
+    site = find_site(options)
     running: list[engine.Running] = []
     first = [True]
 

@@ -43,7 +43,7 @@ class RequiemError(Exception):
         return {
             "code": self.exit_code,
             "what": self.what,
-            "facts": {label: text for label, text in self.facts},
+            "facts": dict(self.facts),
             "hint": self.hint,
         }
 

@@ -33,7 +33,7 @@ class Frontier:
         self.states = dict.fromkeys(plan.instances, State.WAITING)
         self.unfinished = len(self.states)
         self._dependents = plan.dependents()
-        self._missing = {n: len(set((*i.needs, *i.after))) for n, i in plan.instances.items()}
+        self._missing = {n: len({*i.needs, *i.after}) for n, i in plan.instances.items()}
         self._pool = {n: i.pool for n, i in plan.instances.items() if i.pool}
         self._free = dict(plan.pools if pools is None else pools)
         self._priority = priority

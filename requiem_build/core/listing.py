@@ -10,7 +10,7 @@ Kind = Literal["file", "dir", "link", "other"]
 
 class Listing(Protocol):
     def children(self, directory: str) -> Mapping[str, Kind]:
-        """Name -> kind of what stands in a directory (`.` is the root); empty if there is none. Links are not followed."""
+        """Name -> kind of what stands in a directory (`.` is the root); empty without one. Links are not followed."""
 
     def kind(self, path: str) -> Kind | None:
         """What stands at a path, links not followed; None if nothing does."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
-import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .. import __version__
-from ..core.digest import Digest, object_digest
-from ..core.errors import EnvironmentFault, Interrupted, RequiemError, UsageError
+from ..core.digest import Digest
+from ..core.errors import Interrupted, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
 from ..core.patterns import is_pattern
@@ -24,9 +22,8 @@ from ..executors.blobs import Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
-from ..store.layout import Store
 from . import memory as memories
-from . import noop, plans, schedule, sealed
+from . import noop, plans, schedule
 from .evidence import Outputs
 from .journal import Journal, new_run_id, now_text
 from .layout import Layout, tracked_by_git
@@ -35,94 +32,13 @@ from .options import Options
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
-from .settings import Settings, load_settings
+from .site import Site, boot_sandbox, clear_scratch, find_site, host_platform, open_store, prepare_dot, question_of
 from .stamps import Stamps
 from .step import Outcome, Performer
 from .surroundings import Surroundings
-from .workspace import DOT, Workspace, find_workspace
+from .workspace import Workspace
 
-OUTPUT_MODES = ("rw", "ro", "wo", "off")
-
-
-@dataclass(slots=True)
-class Site:
-    """Where a build happens: everything that does not depend on the plan."""
-
-    root: str
-    manifest: str
-    dot: str
-    cache_home: str
-    seal: bytes
-    settings: Settings
-
-    @property
-    def workspace_id(self) -> str:
-        """Names this workspace in a store that may serve many, without telling its path."""
-        return str(object_digest(self.root.encode("utf-8", "surrogateescape")))[:16]
-
-
-def find_site(options: Options) -> Site:
-    root, manifest = find_workspace(options.start, options.manifest)
-    home = sealed.cache_home(options.environment)
-    return Site(
-        root, manifest, os.path.join(root, DOT), home, sealed.seal_key(home), load_settings(options.environment)
-    )
-
-
-def host_platform() -> dict[str, str]:
-    return {"arch": platform.machine(), "os": platform.system().lower()}
-
-
-def question_of(site: Site, options: Options) -> plans.Question:
-    return plans.Question(
-        manifest=site.manifest,
-        targets=options.targets,
-        tags=options.tags,
-        profile=options.profile,
-        sets=tuple(sorted(options.sets.items())),
-        cwd=os.path.relpath(options.start, site.root) if _is_inside(options.start, site.root) else ".",
-        platform=tuple(sorted(host_platform().items())),
-        user_roots=repr(sorted(site.settings.roots.items())),
-    )
-
-
-def _is_inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(root + "/")
-
-
-def open_store(site: Site, settings: Mapping[str, object], *, read_only: bool = False) -> Store:
-    from pathlib import Path
-
-    configured = site.settings.store_path or settings.get("path")
-    path = (
-        os.path.join(site.root, os.path.expanduser(str(configured))) if configured else os.path.join(site.root, ".cas")
-    )
-    return Store(Path(path), read_only=read_only)
-
-
-def prepare_dot(dot: str) -> None:
-    """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
-    try:
-        os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
-        ignore = os.path.join(dot, ".gitignore")
-        if not os.path.exists(ignore):
-            with open(ignore, "w", encoding="utf-8") as file:
-                file.write("*\n")
-            with open(os.path.join(dot, "CACHEDIR.TAG"), "w", encoding="utf-8") as file:
-                file.write("Signature: 8a477f597d28d172789f06886806bc55\n")
-    except OSError as error:
-        raise EnvironmentFault(f'cannot write to "{dot}"', facts=[("cause", error.strerror or str(error))]) from error
-
-
-def _clear_scratch(dot: str) -> None:
-    for folder in ("tmp", "staged"):
-        path = os.path.join(dot, folder)
-        with suppress(OSError), os.scandir(path) as items:
-            for item in items:
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    os.unlink(item.path)
+CACHE_MODES = ("rw", "ro", "wo", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +65,7 @@ def build(options: Options, listener: Listener, on_start: OnStart = lambda _: No
         listener(Warned(text))
 
     with workspace_lock(site.dot, wait=options.wait, notice=notice):
-        _clear_scratch(site.dot)
+        clear_scratch(site.dot)
         return _Run(site, options, listener).run(on_start)
 
 
@@ -193,7 +109,7 @@ class _Run:
         question = question_of(site, options)
         self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
         plan = self.planned.plan
-        self.store = open_store(site, self.planned.store_settings, read_only=False)
+        self.store = open_store(site, self.planned.store_settings)
         if not options.dry_run:
             self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp", f"{self.run_id}.jsonl"))
         self.emit(RunStarted(self.run_id, options.mode, __version__, options.targets))
@@ -418,38 +334,3 @@ class _Run:
         if report.ok and not self.options.dry_run and not self.performer.ran_unremembered:
             noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps))
         return report
-
-
-def boot_sandbox(request: Request, site: Site, store: Store, roots: list[str]) -> Sandbox:
-    """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one."""
-    level = request.policy.sandbox
-    if level == "strict":
-        from ..sandbox.linux import StrictSandbox
-
-        return StrictSandbox(
-            roots=roots,
-            store=str(store.root),
-            network=request.policy.network,
-        )
-    from ..sandbox.posix import NoSandbox, ProcessSandbox
-
-    if level == "none":
-        return NoSandbox(workspace=site.root)
-    # The path is part of what the step sees: the same for the same request, and no other step's.
-    return ProcessSandbox(scratch=os.path.join(site.dot, "staged", request.digest[:24]))
-
-
-def as_environment_fault(error: OSError) -> RequiemError:
-    """What the system refused, wherever that was: the border at which foreign errors become ours."""
-    import errno
-
-    what = {
-        errno.ENOSPC: "no space left",
-        errno.EDQUOT: "disk quota used up",
-        errno.EMFILE: "too many open files",
-        errno.EROFS: "read-only file system",
-        errno.EACCES: "permission denied",
-        errno.EPERM: "permission denied",
-    }.get(error.errno or 0, error.strerror or str(error))
-    facts = [("path", os.fsdecode(error.filename))] if error.filename else []
-    return EnvironmentFault(what, facts=facts)

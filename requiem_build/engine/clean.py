@@ -9,11 +9,11 @@ from ..core.patterns import is_pattern
 from ..executors.blobs import Blobs
 from . import memory as memories
 from . import plans
-from .build import find_site, open_store, prepare_dot, question_of
 from .journal import new_run_id
 from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
+from .site import find_site, open_store, prepare_dot, question_of
 from .stamps import Stamps
 
 
@@ -31,15 +31,13 @@ def clean(options: Options, listener: Listener) -> Cleaned:
     prepare_dot(site.dot)
     with workspace_lock(site.dot, wait=options.wait, notice=lambda text: listener(Warned(text))):
         memory = memories.load(site.dot, site.seal)
-        store_settings: object = {}
         wanted: set[str] | None = None
         declared: dict[str, str] = {}
         if options.targets or not memory.steps:
             planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
             wanted = set(planned.plan.instances) if options.targets else None
             declared = dict(planned.plan.declared)
-            store_settings = planned.store_settings
-        store = open_store(site, store_settings if isinstance(store_settings, dict) else {})
+        store = open_store(site)
         blobs = Blobs(store.objects)
         stamps = Stamps(memory.known)
         layout = Layout(site.root, new_run_id(), stamps, blobs, memory.made(), lambda text: listener(Warned(text)))

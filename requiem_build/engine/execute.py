@@ -18,7 +18,7 @@ from ..executors.blobs import Blobs
 from ..executors.local import SYSTEM_ROOT, LocalExecutor
 from ..sandbox.system import lookup, system_digest
 from ..store.layout import Store
-from .build import Site, boot_sandbox, host_platform
+from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
 from .surroundings import Surroundings
 
@@ -36,9 +36,7 @@ def execute(request: Request, site: Site, store: Store, on_start: Callable[[Call
     blobs.put(b"")
     roots = [os.path.join(site.root, path) for path in request.roots if path != SYSTEM_ROOT]
     scratch = tempfile.mkdtemp(dir=os.path.join(site.dot, "tmp"))
-    executor = LocalExecutor(
-        blobs, lambda wanted: boot_sandbox(wanted, site, store, roots), workspace=site.root
-    )
+    executor = LocalExecutor(blobs, lambda wanted: boot_sandbox(wanted, site, store, roots), workspace=site.root)
     try:
         on_start(lambda _: executor.cancel(kill=False))
         return executor.execute(request, {}, Limits())

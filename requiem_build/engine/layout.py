@@ -66,7 +66,7 @@ class Layout:
         self._made[path] = entry
 
     def lay_out(self, outputs: Mapping[str, Entry], previous: Iterable[str]) -> bool:
-        """Makes the workspace hold exactly these, and drops what the step made before. Returns whether anything changed."""
+        """Makes the workspace hold exactly these, without what the step made before. Returns whether it changed."""
         changed = False
         for path, entry in outputs.items():
             if not self.is_right(path, entry):

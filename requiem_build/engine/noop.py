@@ -18,9 +18,9 @@ from . import sealed
 from .stamps import NOTHING, Stamp, is_racy, stamp_of
 
 if TYPE_CHECKING:
-    from .build import Site
     from .options import Options
     from .plans import Planned
+    from .site import Site
     from .stamps import Stamps
     from .surroundings import Surroundings
 

@@ -1,4 +1,4 @@
-"""The user's own configuration: `$XDG_CONFIG_HOME/requiem/config.toml`, then the environment. Machine paths live here."""
+"""The user's own configuration file, then the environment: machine paths live here."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def unpack(packed: tuple[object, ...]) -> Entry:
 
 
 class Stamps:
-    """`known` maps an absolute path to what was last read there. `keep` is offered the bytes of each small file read."""
+    """`known` maps an absolute path to what was last read there. `keep` is offered each small file's bytes."""
 
     def __init__(self, known: MutableMapping[str, Known] | None = None, keep: Keep | None = None) -> None:
         self.known: MutableMapping[str, Known] = {} if known is None else known
@@ -110,7 +110,7 @@ class Stamps:
         self.known.pop(path, None)
 
     def settle(self) -> None:
-        """Reads again, now that the clock has moved on, what was too new to be believed. Large files wait for next time."""
+        """Reads again, now that the clock has moved on, what was too new to be believed; large files wait."""
         now = time.time_ns()
         for path in self.seen:
             known = self.known.get(path)

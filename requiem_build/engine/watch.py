@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from ..core.errors import EnvironmentFault, RequiemError
 from . import noop
-from .build import Site
 from .options import Options
+from .site import Site
 from .workspace import DOT
 
 DEBOUNCE_MS = 80
@@ -21,9 +21,7 @@ def is_nothing_to_do(options: Options, site: Site) -> bool:
     """Whether an event was no news, as our own outputs are."""
     if not noop.is_plain(options):
         return False
-    return (
-        noop.nothing_to_do(site.root, site.manifest, options.start, options.targets, options.environment) is not None
-    )
+    return noop.nothing_to_do(site.root, site.manifest, options.start, options.targets, options.environment) is not None
 
 
 class Watch:

@@ -172,7 +172,7 @@ class Workspace:
         return relative + "/" if os.path.isdir(full) and not os.path.islink(full) else relative
 
     def keep(self, path: str, entry: Entry) -> None:
-        """Makes sure that the store holds what was hashed. Raises InputChanged if the path's content is another by now."""
+        """Makes sure that the store holds what was hashed. Raises InputChanged if the content is another by now."""
         match entry:
             case File():
                 self._keep_file(path, entry)

@@ -87,7 +87,7 @@ class Sandbox(Protocol):
 
     @property
     def protection(self) -> Mapping[str, object]:
-        """What is really in force, as the record says it, e.g. {"namespaces": [...], "landlock": 6, "seccomp": true}."""
+        """What is really in force, as the record says it, e.g. {"landlock": 6, "seccomp": true, ...}."""
 
     def run(self, job: Job) -> Finished:
         """Runs to the end, limits included. Raises EnvironmentFault when the sandbox itself fails."""

@@ -35,12 +35,14 @@ def names(text: str, *paths: str, **options: str) -> list[str]:
     ],
 )
 def test_instances_are_named_by_their_values(foreach: str, found: list[str]) -> None:
-    text = f'[vars]\nmany = ["src/*.c", "p"]\none = 1\ntwo = ["a", "b"]\ntables = [{{ k = 1 }}, {{ k = 2 }}]\n[steps.x]\ncommand = "x"\n[steps.x.foreach]\n{foreach}\n'
+    text = '[vars]\nmany = ["src/*.c", "p"]\none = 1\ntwo = ["a", "b"]\ntables = [{ k = 1 }, { k = 2 }]\n'
+    text += f'[steps.x]\ncommand = "x"\n[steps.x.foreach]\n{foreach}\n'
     assert names(text, "src/a.c", "src/b.c") == found
 
 
 def test_tables_are_read_by_their_keys() -> None:
-    text = '[steps.x]\nforeach.lib = [{ name = "a", src = "lib/a.c", deps = ["m", "z"] }]\ncommand = ["cc", "{{ lib.src.stem }}", "-l{{ lib.deps }}"]\n'
+    text = '[steps.x]\nforeach.lib = [{ name = "a", src = "lib/a.c", deps = ["m", "z"] }]\n'
+    text += 'command = ["cc", "{{ lib.src.stem }}", "-l{{ lib.deps }}"]\n'
     assert plan(text).instances["x:a"].command == ("cc", "a", "-lm", "-lz")
 
 
@@ -120,7 +122,8 @@ def test_a_failure_of_what_is_only_lying_about_does_not_last() -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_chain_of_patterns_settles_in_any_order(length: int, backwards: bool) -> None:
     steps = [
-        f'[steps.s{i}]\nforeach.x = "d{i}/*"\ncommand = "x"\ninputs = ["{{{{ x }}}}"]\noutputs = ["d{i + 1}/{{{{ x.name }}}}"]\n'
+        f'[steps.s{i}]\nforeach.x = "d{i}/*"\ncommand = "x"\n'
+        f'inputs = ["{{{{ x }}}}"]\noutputs = ["d{i + 1}/{{{{ x.name }}}}"]\n'
         for i in range(length)
     ]
     made = plan("".join(reversed(steps) if backwards else steps), ["d0/a"])

@@ -62,7 +62,10 @@ def test_named_inputs_are_lists_or_one_path() -> None:
         + """
         [steps.use]
         inputs = { code = "src/train.py", data = "@make", more = ["x", "y"] }
-        command = ["run", "{{ inputs.code }}", "{{ inputs.code.stem }}", "-d{{ inputs.data }}", "{{ inputs.more[1] }}", "{{ inputs }}"]
+        command = [
+            "run", "{{ inputs.code }}", "{{ inputs.code.stem }}", "-d{{ inputs.data }}", "{{ inputs.more[1] }}",
+            "{{ inputs }}",
+        ]
     """
     )
     made = plan(text, ["src/train.py", "x", "y"])
@@ -387,8 +390,8 @@ outputs = ["build/lib.a"]
 """
     )
     user = (
-        PROJECT
-        + '[steps.use]\ncommand = "x {{ inputs }}"\ninputs = ["@//libs/a/lib", "@libs/a/lib", "//libs/a/build/lib.a", "../a/x"]\n'
+        PROJECT + '[steps.use]\ncommand = "x {{ inputs }}"\n'
+        'inputs = ["@//libs/a/lib", "@libs/a/lib", "//libs/a/build/lib.a", "../a/x"]\n'
     )
     root = '[steps.compile]\ncommand = "x {{ inputs }}"\ninputs = ["@libs/a/lib"]\n'
     files = {"libs/a/requiem.toml": lib, "libs/b/requiem.toml": user}
@@ -412,7 +415,10 @@ def test_values_are_printed_as_seen_from_cwd() -> None:
         cwd = "sub/deep"
         foreach.src = "src/*.c"
         inputs = ["{{ src }}"]
-        command = ["cc", "{{ src }}", "{{ src.relative_to('src') }}", "{{ src.parent }}", "{{ inputs }}", "{{ output }}", "{{ depfile }}"]
+        command = [
+            "cc", "{{ src }}", "{{ src.relative_to('src') }}", "{{ src.parent }}",
+            "{{ inputs }}", "{{ output }}", "{{ depfile }}",
+        ]
         outputs = ["sub/{{ src.stem }}.o"]
         depfile = "{{ output }}.d"
     """
@@ -437,7 +443,8 @@ def test_output_is_the_one_output() -> None:
     text = '[steps.a]\ncommand = ["{{ output }}"]\noutputs = ["x", "y"]\n'
     assert '"output" is undefined' in refusal(text).what
     made = plan(
-        '[steps.a]\ncommand = ["x", "{{ outputs.lib }}", "{{ outputs.all }}", "{{ outputs }}"]\noutputs = { lib = "l.a", all = ["y", "z"] }\n'
+        '[steps.a]\ncommand = ["x", "{{ outputs.lib }}", "{{ outputs.all }}", "{{ outputs }}"]\n'
+        'outputs = { lib = "l.a", all = ["y", "z"] }\n'
     )
     assert made.instances["a"].command == ("x", "l.a", "y", "z", "l.a", "y", "z")
 

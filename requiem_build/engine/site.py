@@ -1,0 +1,133 @@
+"""Where a build happens: the workspace, its settings and its store; everything that does not depend on the plan."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.digest import object_digest
+from ..core.errors import EnvironmentFault, RequiemError
+from ..core.request import Request
+from ..sandbox.base import Sandbox
+from ..store.layout import Store
+from . import plans, sealed
+from .options import Options
+from .settings import Settings, load_settings
+from .workspace import DOT, Files, find_workspace
+
+
+@dataclass(slots=True)
+class Site:
+    """`root` and `dot` are absolute; `cache_home` holds facts of this machine that all workspaces share."""
+
+    root: str
+    manifest: str
+    dot: str
+    cache_home: str
+    seal: bytes
+    settings: Settings
+
+    @property
+    def workspace_id(self) -> str:
+        """Names this workspace in a store that may serve many, without telling its path."""
+        return str(object_digest(self.root.encode("utf-8", "surrogateescape")))[:16]
+
+
+def find_site(options: Options) -> Site:
+    root, manifest = find_workspace(options.start, options.manifest)
+    home = sealed.cache_home(options.environment)
+    return Site(
+        root, manifest, os.path.join(root, DOT), home, sealed.seal_key(home), load_settings(options.environment)
+    )
+
+
+def host_platform() -> dict[str, str]:
+    return {"arch": platform.machine(), "os": platform.system().lower()}
+
+
+def question_of(site: Site, options: Options) -> plans.Question:
+    return plans.Question(
+        manifest=site.manifest,
+        targets=options.targets,
+        tags=options.tags,
+        profile=options.profile,
+        sets=tuple(sorted(options.sets.items())),
+        cwd=os.path.relpath(options.start, site.root) if _is_inside(options.start, site.root) else ".",
+        platform=tuple(sorted(host_platform().items())),
+        user_roots=repr(sorted(site.settings.roots.items())),
+    )
+
+
+def _is_inside(path: str, root: str) -> bool:
+    return path == root or path.startswith(root + "/")
+
+
+def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read_only: bool = False) -> Store:
+    """The store that the environment, the user's configuration or `settings` name, else `.cas/` in the workspace.
+
+    `settings` is the manifest's [store]; without it, it is read, and a manifest that is broken has none.
+    """
+    if settings is None and not site.settings.store_path:
+        settings = _manifest_settings(site)
+    configured = site.settings.store_path or (settings or {}).get("path")
+    path = (
+        os.path.join(site.root, os.path.expanduser(str(configured))) if configured else os.path.join(site.root, ".cas")
+    )
+    return Store(Path(path), read_only=read_only)
+
+
+def _manifest_settings(site: Site) -> Mapping[str, object]:
+    from ..core.manifest import load_manifest
+
+    with suppress(RequiemError):
+        return load_manifest(Files(site.root).read, site.manifest).store
+    return {}
+
+
+def prepare_dot(dot: str) -> None:
+    """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
+    try:
+        os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
+        ignore = os.path.join(dot, ".gitignore")
+        if not os.path.exists(ignore):
+            with open(ignore, "w", encoding="utf-8") as file:
+                file.write("*\n")
+            with open(os.path.join(dot, "CACHEDIR.TAG"), "w", encoding="utf-8") as file:
+                file.write("Signature: 8a477f597d28d172789f06886806bc55\n")
+    except OSError as error:
+        raise EnvironmentFault(f'cannot write to "{dot}"', facts=[("cause", error.strerror or str(error))]) from error
+
+
+def clear_scratch(dot: str) -> None:
+    for folder in ("tmp", "staged"):
+        path = os.path.join(dot, folder)
+        with suppress(OSError), os.scandir(path) as items:
+            for item in items:
+                if item.is_dir(follow_symlinks=False):
+                    shutil.rmtree(item.path, ignore_errors=True)
+                else:
+                    os.unlink(item.path)
+
+
+def boot_sandbox(request: Request, site: Site, store: Store, roots: list[str]) -> Sandbox:
+    """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one."""
+    level = request.policy.sandbox
+    if level == "strict":
+        from ..sandbox.linux import StrictSandbox
+
+        return StrictSandbox(
+            roots=roots,
+            store=str(store.root),
+            network=request.policy.network,
+        )
+    from ..sandbox.posix import NoSandbox, ProcessSandbox
+
+    if level == "none":
+        return NoSandbox(workspace=site.root)
+    # The path is part of what the step sees: the same for the same request, and no other step's.
+    return ProcessSandbox(scratch=os.path.join(site.dot, "staged", request.digest[:24]))
