@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ def make_command(link: Link, expansion: Expansion) -> None:
     if not written or not written[0] or (isinstance(written, str) and not written.strip()):
         raise place.error(f"the command of step {quoted(step.name)} is empty")
     recipe = Recipe(
+        step=draft.name,
         command=written,
         shell=step.values.get("shell", "bash"),
         folder=step.folder,
@@ -68,12 +69,14 @@ def make_command(link: Link, expansion: Expansion) -> None:
         used = frozenset().union(*(roots_of(text) for text in texts))
     if used & {"outputs", "output"}:
         _refuse_pattern_outputs(draft, place)
+    link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
     if "inputs" in used and any(item.late for item in link.inputs.values()):
         link.late = late_json(recipe, used)
         link.shown = written if isinstance(written, str) else " ".join(texts)
-        link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
+        if isinstance(written, list) and "inputs" not in roots_of(written[0]):
+            with telling(step, "command", place.at(0)):
+                _add_program(link, words(written[0], link.names), expansion)
         return
-    link.names = recipe.names({path: [] for path, item in link.inputs.items() if item.late})
     try:
         link.command, link.shown = recipe.argv_with(link.names)
     except BadTemplate:
@@ -81,7 +84,7 @@ def make_command(link: Link, expansion: Expansion) -> None:
     if not link.command or not link.command[0]:
         raise place.error(f"the command of step {quoted(draft.name)} is empty")
     if isinstance(written, list):
-        _add_program(link, expansion)
+        _add_program(link, link.command, expansion)
 
 
 def _tell_at_item(link: Link, written: str | list[str], place: Place) -> None:
@@ -118,9 +121,9 @@ def _refuse_pattern_outputs(draft: Draft, place: Place) -> None:
             )
 
 
-def _add_program(link: Link, expansion: Expansion) -> None:
+def _add_program(link: Link, argv: Sequence[str], expansion: Expansion) -> None:
     """A program of the workspace is an input without being declared."""
-    program = link.command[0]
+    program = argv[0] if argv else ""
     if "/" not in program or program.startswith("/"):
         return
     try:

@@ -101,8 +101,8 @@ def entries(draft: Draft, key: str) -> Iterator[Entry]:
             yield Entry(name, not isinstance(written, list), filled, [at] * len(filled))
 
 
-def list_words(draft: Draft, key: str, names: Mapping[str, Any] | None = None) -> list[tuple[str, Place]]:
-    """A list of texts (or one text), filled in, each with its place."""
+def list_words(draft: Draft, key: str, *, literal_paths: bool = False) -> list[tuple[str, Place]]:
+    """A list of texts (or one text), filled in, each with its place. Where patterns may stand, paths are escaped."""
     value = draft.step.values.get(key)
     if value is None:
         return []
@@ -112,12 +112,12 @@ def list_words(draft: Draft, key: str, names: Mapping[str, Any] | None = None) -
     for index, item in enumerate(items):
         at = place.at(index) if isinstance(value, list) else place
         with telling(draft.step, key, at):
-            found.extend((word, at) for word in words(item, names or draft.names, literal_paths=True))
+            found.extend((word, at) for word in words(item, draft.names, literal_paths=literal_paths))
     return found
 
 
-def one_word(draft: Draft, key: str) -> str:
-    found = list_words(draft, key)
+def one_word(draft: Draft, key: str, *, literal_paths: bool = False) -> str:
+    found = list_words(draft, key, literal_paths=literal_paths)
     if len(found) != 1:
         raise draft.step.places[key].error(
             f"`{key}` of step {quoted(draft.step.name)} wants one path, not {len(found)}"

@@ -26,6 +26,7 @@ from .values import BadTemplate, Named, Value, each_value
 from .variables import render_variables
 
 INSTANCES_MAX = 100_000
+INSTANCES_OF_ALL_MAX = 300_000
 
 
 @dataclass(eq=False, slots=True)
@@ -47,6 +48,7 @@ class Expansion:
         self.of_step: dict[str, list[Draft]] = {}
         self._listing = listing
         self._fixed = {"platform": dict(platform), "profile": manifest.profile}
+        self._count = 0
         self._variables: dict[int, dict[str, Any]] = {}
         self._failures: dict[str, RequiemError | _Element] = {}
         self._expand()
@@ -116,7 +118,10 @@ class Expansion:
             self._failures[step.name] = error
         drafts.sort(key=lambda draft: draft.name.encode("utf-8"))
         before = {path for draft in self.of_step[step.name] for path, _ in draft.output_paths()}
+        self._count += len(drafts) - len(self.of_step[step.name])
         self.of_step[step.name] = drafts
+        if self._count > INSTANCES_OF_ALL_MAX:
+            raise step.place.error(f"more than {INSTANCES_OF_ALL_MAX:,} instances in all")
         if before and not before.issubset(path for draft in drafts for path, _ in draft.output_paths()):
             self._rebuild()
             return

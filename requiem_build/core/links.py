@@ -100,7 +100,7 @@ class Linker:
         if "discover" in draft.step.values:
             self._add_discover(link)
         if "depfile" in draft.step.values:
-            text = one_word(draft, "depfile")
+            text = one_word(draft, "depfile", literal_paths=True)
             link.depfile = self._depfile(draft, text, draft.step.places["depfile"])
         if "stdin" in draft.step.values:
             link.stdin = self._stdin(link)
@@ -258,8 +258,9 @@ class Linker:
             if not colon:
                 return self._expansion.of_step[full]
             name = full + text[len(step) :]
-            if name in self._drafts:
-                return [self._drafts[name]]
+            for spelling in (name, patterns.unescape(name)):
+                if spelling in self._drafts:
+                    return [self._drafts[spelling]]
             known = [other.name for other in self._expansion.of_step[full]]
             raise place.error(
                 f"step {quoted(draft.step.name)} refers to {quoted(name)}, which is no instance of {quoted(full)}",
@@ -289,7 +290,7 @@ class Linker:
         draft = link.draft
         includes: dict[str, None] = {}
         excludes: dict[str, None] = {}
-        for text, place in list_words(draft, "discover"):
+        for text, place in list_words(draft, "discover", literal_paths=True):
             if text.startswith("@") or text.endswith("/"):
                 raise place.error(
                     f"discover of step {quoted(draft.step.name)} wants patterns, not {quoted(text)}",
@@ -318,7 +319,7 @@ class Linker:
 
     def _stdin(self, link: Link) -> Input:
         draft, place = link.draft, link.draft.step.places["stdin"]
-        text = one_word(draft, "stdin")
+        text = one_word(draft, "stdin", literal_paths=True)
         found = self._input(Link(draft), text, place)
         if len(found) != 1 or found[0].late or found[0].path.endswith("/"):
             raise place.error(f"stdin of step {quoted(draft.name)} wants exactly one file, and {quoted(text)} is not")
@@ -328,7 +329,7 @@ class Linker:
 
     def _env_file(self, link: Link) -> tuple[str, ...]:
         found = []
-        for text, place in list_words(link.draft, "env_file"):
+        for text, place in list_words(link.draft, "env_file", literal_paths=True):
             item = self._plain(link.draft, text, place)
             if item.path.endswith("/"):
                 raise place.error(f"env_file of step {quoted(link.draft.name)} wants a file, not {quoted(text)}")
@@ -338,7 +339,7 @@ class Linker:
 
     def _lock(self, link: Link) -> tuple[str, ...]:
         found = []
-        for text, place in list_words(link.draft, "lock"):
+        for text, place in list_words(link.draft, "lock", literal_paths=True):
             path = self._path(link.draft, text, place)
             if path not in link.inputs and not any(above + "/" in link.inputs for above in paths.ancestors(path)):
                 raise place.error(

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import ManifestError
+from .paths import quoted
 from .texts import check_size, shell_text, words
-from .values import Named, Value, Variables, each_value
+from .values import BadTemplate, Named, Value, Variables, each_value
 
 SHELLS = {"bash": ("bash", "-euo", "pipefail", "-c"), "sh": ("/bin/sh", "-eu", "-c")}
 
@@ -21,6 +23,7 @@ class Recipe:
     A late path is written as `[pattern]`, a list of one, until it is known.
     """
 
+    step: str
     command: str | Sequence[str]
     shell: str
     folder: str
@@ -89,8 +92,12 @@ def late_json(recipe: Recipe, used: frozenset[str]) -> str:
 
 
 def render_late(late: str, found: Mapping[str, Sequence[str]]) -> tuple[tuple[str, ...], str]:
-    """The argv and the shown text of `Instance.late`, now that inputs are known. Raises BadTemplate's ManifestError.
+    """The argv and the shown text of `Instance.late`, now that inputs are known. Raises ManifestError.
 
     `found` maps the `path` of each late Input to the workspace paths that it turned out to be, sorted.
     """
-    return Recipe(**json.loads(late)).argv(found)
+    recipe = Recipe(**json.loads(late))
+    try:
+        return recipe.argv(found)
+    except BadTemplate as error:
+        raise ManifestError(f"the command of step {quoted(recipe.step)}: {error.what}", hint=error.hint) from error

@@ -10,7 +10,8 @@ from .paths import quoted, relative, resolve
 
 ITEMS_MAX = 100_000
 Variables: TypeAlias = Mapping[str, Any]
-TEXT_MAX = 1024 * 1024
+TEXT_MAX = 128 * 1024
+"""Linux takes no longer argument."""
 
 
 class BadTemplate(ValueError):

@@ -1,0 +1,55 @@
+"""What the docs show is true: sessions are run, manifests are planned, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from project import SOURCE, Project
+
+PAGES = [SOURCE / "README.md", SOURCE / "CHANGELOG.md", *sorted((SOURCE / "docs").rglob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    local = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.userns
+def test_the_guides_sessions_run_as_shown(project: Project, tmp_path: Path) -> None:
+    command = tmp_path / "bin/requiem"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m requiem_build "$@"\n')
+    command.chmod(0o755)
+    environment = project.environment()
+    environment["PATH"] = f"{command.parent}:{environment['PATH']}"
+    for session in blocks(SOURCE / "docs/guide/start.md", "console"):
+        lines = session.splitlines()
+        typed = [line[2:] for line in lines if line.startswith("$ ")]
+        shown = [line for line in lines if not line.startswith("$ ")]
+        done = subprocess.run(
+            ["bash", "-euxc", "\n".join(typed)], cwd=project.root, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        for line in shown:
+            assert line in done.stdout + done.stderr
+
+
+def test_the_manifests_of_readme_and_guide_are_planned(project: Project) -> None:
+    for name in ("name.txt", "notes.txt", "src/a.c", "requirements.lock", "plot.py", "data.csv"):
+        project.write(name, "x\n")
+    for page in (SOURCE / "README.md", SOURCE / "docs/guide/start.md"):
+        for text in blocks(page, "toml"):
+            head = "" if "[project]" in text else '[project]\nname = "x"\n'
+            project.write("requiem.toml", head + text)
+            ran = project.run("list", "--json")
+            assert ran.code == 0, ran.err
