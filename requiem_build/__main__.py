@@ -41,7 +41,7 @@ def parse_plain(arguments: list[str]) -> tuple[bool, str | None, tuple[str, ...]
             directory = next(words, None)
             if directory is None:
                 return None
-        elif word in JOBS:
+        elif word in JOBS and seen_build:
             if not next(words, "").isdigit():
                 return None
         elif word.startswith("-"):

@@ -34,6 +34,7 @@ class Link:
     env_file: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
     lock: tuple[str, ...] = ()
+    pool: str | None = None
     command: tuple[str, ...] = ()
     shown: str = ""
     late: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import paths, patterns
 from .claims import output_path
@@ -27,6 +27,16 @@ from .variables import render_variables
 
 INSTANCES_MAX = 100_000
 INSTANCES_OF_ALL_MAX = 300_000
+CIRCLES_MAX = 4
+"""Rounds in which a step may be offered what goes back to itself: stale files need a few until they are known."""
+
+
+class _Chosen(NamedTuple):
+    """One value of a foreach variable: whether it is a path that was matched, and the steps that it goes back to."""
+
+    value: Any
+    exact: bool = False
+    origin: frozenset[str] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
@@ -49,6 +59,8 @@ class Expansion:
         self._listing = listing
         self._fixed = {"platform": dict(platform), "profile": manifest.profile}
         self._count = 0
+        self._origins: dict[str, frozenset[str]] = {}
+        self._circling: set[str] = set()
         self._variables: dict[int, dict[str, Any]] = {}
         self._failures: dict[str, RequiemError | _Element] = {}
         self._expand()
@@ -87,27 +99,34 @@ class Expansion:
     def _settle(self, moving: Sequence[tuple[Step, dict[str, list[_Element]]]]) -> None:
         """Expands steps whose values depend on outputs, until no step's values change any more."""
         last: dict[str, object] = {}
-        changed = None
+        circles: dict[str, int] = {}
         for count in range(len(moving) + 3):
             changed = None
+            self._circling.clear()
             for step, elements in moving if count % 2 == 0 else reversed(moving):
                 values = {name: self._match(step, items) for name, items in elements.items()}
                 if last.get(step.name) != values:
                     last[step.name] = values
                     changed = step
                     self._place(step, values)
+            circles = {name: circles.get(name, 0) + 1 for name in sorted(self._circling)}
+            for name, rounds in circles.items():
+                if changed is None or rounds > CIRCLES_MAX:
+                    raise self._never_settles(self.manifest.steps[name])
             if changed is None:
                 return
-        if changed is not None:
-            raise changed.places["foreach"].error(
-                f"foreach of step {quoted(changed.name)} never settles: through other steps its outputs are its values",
-                hint="let its patterns leave those outputs out",
-            )
+        raise self._never_settles(moving[0][0])
 
-    def _place(self, step: Step, values: Mapping[str, list[tuple[Any, bool]]]) -> None:
+    def _never_settles(self, step: Step) -> RequiemError:
+        return step.places["foreach"].error(
+            f"foreach of step {quoted(step.name)} never settles: through other steps its outputs are its values",
+            hint="let its patterns leave those outputs out",
+        )
+
+    def _place(self, step: Step, values: Mapping[str, list[_Chosen]]) -> None:
         self._failures.pop(step.name, None)
         drafts: list[Draft] = []
-        missing = [value for items in values.values() for value, _ in items if isinstance(value, _Element)]
+        missing = [value for items in values.values() for value, _, _ in items if isinstance(value, _Element)]
         if missing:
             self._failures[step.name] = missing[0]
             values = {name: [] for name in values}
@@ -160,22 +179,35 @@ class Expansion:
             found[name] = elements
         return found
 
-    def _match(self, step: Step, elements: Sequence[_Element]) -> list[tuple[Any, bool]]:
-        """The values of one variable, and whether each was matched; the element itself where it matches nothing."""
-        found: dict[str, None] = {}
-        values: list[tuple[Any, bool]] = []
+    def _match(self, step: Step, elements: Sequence[_Element]) -> list[_Chosen]:
+        """The values of one variable; the element itself where it matches nothing."""
+        found: dict[str, frozenset[str]] = {}
+        values: list[_Chosen] = []
         for element in elements:
             if element.pattern is None:
-                values.append((element.value, False))
+                values.append(_Chosen(element.value))
             elif element.excludes:
                 for path in [path for path in found if element.pattern(path)]:
                     del found[path]
             else:
-                matches = [path for path in element.pattern.walk(self.view) if not self._is_own(path, step)]
-                if not matches:
-                    return [(element, False)]
-                found.update(dict.fromkeys(by_bytes(matches)))
-        return [*((paths.spelled(path.removesuffix("/"), step.folder), True) for path in found), *values]
+                matches = {path: self._origin(path) for path in by_bytes(element.pattern.walk(self.view))}
+                own = {path for path, origin in matches.items() if step.name in origin}
+                if any(not self._is_own(path, step) for path in own):
+                    self._circling.add(step.name)
+                if len(own) == len(matches):
+                    return [_Chosen(element)]
+                found.update((path, origin) for path, origin in matches.items() if path not in own)
+        matched = (
+            _Chosen(paths.spelled(path.removesuffix("/"), step.folder), True, origin) for path, origin in found.items()
+        )
+        return [*matched, *values]
+
+    def _origin(self, path: str) -> frozenset[str]:
+        """The steps that a path goes back to: its maker's, and those whose outputs the maker took as values."""
+        maker = self.outputs.maker(path)
+        if maker is None:
+            return frozenset()
+        return self._origins.get(maker, frozenset()) | {maker.partition(":")[0]}
 
     def _is_own(self, path: str, step: Step) -> bool:
         maker = self.outputs.maker(path)
@@ -183,7 +215,7 @@ class Expansion:
 
     # Instances
 
-    def _drafts(self, step: Step, values: Mapping[str, list[tuple[Any, bool]]]) -> Iterator[Draft]:
+    def _drafts(self, step: Step, values: Mapping[str, list[_Chosen]]) -> Iterator[Draft]:
         size = 1
         for items in values.values():
             size *= len(items)
@@ -193,9 +225,10 @@ class Expansion:
             )
         seen: set[str] = set()
         for chosen in itertools.product(*values.values()):
-            each = {name: value for name, (value, _) in zip(values, chosen, strict=True)}
-            exact = frozenset(name for name, (_, matched) in zip(values, chosen, strict=True) if matched)
+            each = {name: choice.value for name, choice in zip(values, chosen, strict=True)}
+            exact = frozenset(name for name, choice in zip(values, chosen, strict=True) if choice.exact)
             name = _instance_name(step, each)
+            self._origins[name] = frozenset().union(*(choice.origin for choice in chosen))
             if name in seen:
                 raise step.places["foreach"].error(f"two instances are named {quoted(name)}")
             seen.add(name)
@@ -236,8 +269,8 @@ class Expansion:
         return Entry(entry.name, entry.one, items, entry.places)
 
 
-def _plain_values(elements: Sequence[_Element]) -> list[tuple[Any, bool]]:
-    return [(element.value, False) for element in elements]
+def _plain_values(elements: Sequence[_Element]) -> list[_Chosen]:
+    return [_Chosen(element.value) for element in elements]
 
 
 def _filled(value: Any, names: Mapping[str, Any]) -> Any:

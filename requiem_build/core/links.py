@@ -10,15 +10,13 @@ from . import paths, patterns
 from .claims import output_path
 from .commands import Link, make_command
 from .documents import Place, nearest
-from .drafts import Draft, entries, list_words, no_match, one_line, one_word, telling, workspace_pattern
+from .drafts import Draft, entries, list_words, no_match, one_word, workspace_pattern
 from .errors import SourceMissing
 from .expand import Expansion
-from .instance import Input, Instance, Root
+from .instance import Input, Root
 from .manifest import RootTree
 from .paths import BadPath, quoted
 from .patterns import by_bytes, is_pattern
-from .terms import limits_of, policy_of
-from .texts import line, roots_of
 
 NEAREST_MAX = 2000
 
@@ -108,6 +106,10 @@ class Linker:
         link.env_file = self._env_file(link)
         link.lock = self._lock(link)
         link.roots = self._roots(link)
+        if "pool" in draft.step.values:
+            place = draft.step.places["pool"]
+            what = f"pool of step {quoted(draft.step.name)}"
+            link.pool = self._own(draft.step.values["pool"], draft.step.folder, self._manifest.pools, place, what)
         if draft.is_group:
             self._refuse_idle(draft)
         else:
@@ -397,59 +399,6 @@ class Linker:
                 raise place.error(
                     f"step {quoted(draft.name)} has {key} and no command", hint="a step without a command is a group"
                 )
-
-    # Instances
-
-    def instance(self, link: Link, order: Mapping[str, int]) -> Instance:
-        draft = link.draft
-        step = draft.step
-        values = step.values
-        names = {**draft.names, **link.names}
-        env = {}
-        for name, text in values.get("env", {}).items():
-            with telling(step, f"env.{name}", step.places["env"].at(name)):
-                self._refuse_late(link, text)
-                env[name] = line(text, names)
-        pool = values.get("pool")
-        if pool is not None:
-            pool = self._own(
-                pool, step.folder, self._manifest.pools, step.places["pool"], f"pool of step {quoted(step.name)}"
-            )
-        return Instance(
-            name=draft.name,
-            step=step.name,
-            command=link.command,
-            shown=link.shown,
-            cwd=draft.cwd,
-            stdin=link.stdin,
-            inputs=tuple(link.inputs.values()),
-            discover=link.discover,
-            depfile=link.depfile,
-            outputs=tuple(by_bytes(path for path, _ in draft.output_paths())),
-            needs=tuple(sorted(link.needs, key=order.__getitem__)),
-            after=tuple(sorted(link.after, key=order.__getitem__)),
-            description=one_line(draft, "description", draft.names),
-            tags=tuple(by_bytes({text for text, _ in list_words(draft, "tags")})),
-            env=env,
-            pass_env=tuple(by_bytes(set(values.get("pass_env", ())))),
-            env_file=link.env_file,
-            tools=tuple(by_bytes({text for text, _ in list_words(draft, "tools")})),
-            roots=link.roots,
-            policy=policy_of(draft),
-            limits=limits_of(draft),
-            lay_out=values.get("lay_out", True),
-            cache=values.get("cache", True),
-            retries=values.get("retries", 0),
-            pool=pool,
-            lock=link.lock,
-            late=link.late,
-        )
-
-    def _refuse_late(self, link: Link, text: str) -> None:
-        if "{{" in text and "inputs" in roots_of(text) and any(item.late for item in link.inputs.values()):
-            raise link.draft.step.places["env"].error(
-                f"env of step {quoted(link.draft.name)} speaks of inputs that are only known after another step's run"
-            )
 
 
 def _candidates(text: str, folder: str) -> Iterator[str]:

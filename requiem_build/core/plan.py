@@ -20,6 +20,7 @@ from .listing import Listing
 from .manifest import Manifest
 from .paths import BadPath, quoted
 from .patterns import by_bytes, unescape
+from .terms import make_instance
 
 CYCLE_WORK_MAX = 3_000_000
 """Edges looked at in search of the shortest cycle; beyond it the shortest one found so far is shown."""
@@ -60,7 +61,7 @@ def make_plan(
     order = {name: index for index, name in enumerate(names)}
     declared = {path: name for name, draft in expansion.drafts.items() for path, _ in draft.output_paths()}
     return Plan(
-        instances={name: linker.instance(linker.links[name], order) for name in names},
+        instances={name: make_instance(linker.links[name], order) for name in names},
         roots=dict(sorted(linker.roots.items())),
         pools=dict(manifest.pools),
         declared=declared,

@@ -118,8 +118,6 @@ class View:
         return known
 
     def _list(self, directory: str) -> dict[str, str]:
-        if self.outputs.directory_above(directory) is not None:
-            return {}
         prefix = "" if directory == ROOT else directory + "/"
         found: dict[str, str] = dict(self._listing.children(directory))
         if directory == ROOT:

@@ -44,7 +44,7 @@ class Recipe:
         if isinstance(self.command, str):
             text = shell_text(self.command, variables)
             return (*SHELLS[self.shell], text), text
-        argv = [word for item in self.command for word in words(item, variables)]
+        argv = [str(word) for item in self.command for word in words(item, variables)]
         check_size(argv)
         return tuple(argv), shlex.join(argv)
 

@@ -1,16 +1,70 @@
-"""On what terms a step runs: its policy and its limits, from its keys."""
+"""A linked draft -> its instance: the terms on which it runs, from its keys."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from . import kinds, paths
-from .drafts import Draft, list_words
+from .commands import Link
+from .drafts import Draft, list_words, one_line, telling
+from .instance import Instance
 from .paths import BadPath, quoted
+from .patterns import by_bytes
 from .policy import MIB, Limits, Policy
+from .texts import line, roots_of
 
 LIMITS = ("timeout", "cpu_time", "memory", "processes", "open_files", "file_size", "output_size", "tmp")
+
+
+def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
+    """The finished instance; `order` gives each name its place in the plan."""
+    draft = link.draft
+    step = draft.step
+    values = step.values
+    names = {**draft.names, **link.names}
+    env = {}
+    for name, text in values.get("env", {}).items():
+        with telling(step, f"env.{name}", step.places["env"].at(name)):
+            _refuse_late(link, text)
+            env[name] = line(text, names)
+    return Instance(
+        name=draft.name,
+        step=step.name,
+        command=link.command,
+        shown=link.shown,
+        cwd=draft.cwd,
+        stdin=link.stdin,
+        inputs=tuple(link.inputs.values()),
+        discover=link.discover,
+        depfile=link.depfile,
+        outputs=tuple(by_bytes(path for path, _ in draft.output_paths())),
+        needs=tuple(sorted(link.needs, key=order.__getitem__)),
+        after=tuple(sorted(link.after, key=order.__getitem__)),
+        description=one_line(draft, "description", draft.names),
+        tags=tuple(by_bytes({text for text, _ in list_words(draft, "tags")})),
+        env=env,
+        pass_env=tuple(by_bytes(set(values.get("pass_env", ())))),
+        env_file=link.env_file,
+        tools=tuple(by_bytes({text for text, _ in list_words(draft, "tools")})),
+        roots=link.roots,
+        policy=policy_of(draft),
+        limits=limits_of(draft),
+        lay_out=values.get("lay_out", True),
+        cache=values.get("cache", True),
+        retries=values.get("retries", 0),
+        pool=link.pool,
+        lock=link.lock,
+        late=link.late,
+    )
+
+
+def _refuse_late(link: Link, text: str) -> None:
+    if "{{" in text and "inputs" in roots_of(text) and any(item.late for item in link.inputs.values()):
+        raise link.draft.step.places["env"].error(
+            f"env of step {quoted(link.draft.name)} speaks of inputs that are only known after another step's run"
+        )
 
 
 def policy_of(draft: Draft) -> Policy:

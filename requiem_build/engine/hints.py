@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-import shlex
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 
 from ..core.instance import Instance
 from ..core.policy import WORKSPACE
@@ -31,6 +29,7 @@ _MENTIONS = [
 ]
 _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
+_WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
 _INCLUDE = re.compile(r"-(?:I|iquote|isystem)\s*(\S+)")
 
 
@@ -125,30 +124,22 @@ def _program(name: str, instance: Instance) -> str | None:
     return None
 
 
-def undeclared_arguments(instance: Instance, shown: str, root: str, *, visible: Collection[str]) -> list[str]:
+def undeclared_arguments(
+    instance: Instance, shown: str, root: str, *, visible: Collection[str], roots: Collection[str]
+) -> list[str]:
     """Warnings for words of a command that are existing files of the workspace which the step will not see."""
-    declared = {*instance.outputs, instance.depfile, instance.stdin.path if instance.stdin else None}
+    known = {*visible, *instance.outputs, instance.depfile, instance.stdin.path if instance.stdin else None}
     found = []
-    for word in dict.fromkeys(_words(shown)):
-        if word.startswith(("-", "/")) or "=" in word or not word.strip("./"):
+    for word in dict.fromkeys(_WORD.findall(shown)):  # Roughly the shell's words: it is only a warning.
+        if word in known or word[0] in "-/" or "=" in word or not word.strip("./"):
             continue
         path = posixpath.normpath(posixpath.join(instance.cwd, word))
-        if path.startswith("..") or path in visible or path in declared or path + "/" in declared:
+        if path.startswith("..") or path in known or not os.path.isfile(os.path.join(root, path)):
             continue
-        if _covered(path, visible) or any((out or "").startswith(path + "/") for out in declared):
-            continue
-        if any(seen.startswith(path + "/") for seen in visible):
-            continue
-        with suppress(OSError, ValueError):
-            if os.path.isfile(os.path.join(root, path)):
-                found.append(
-                    f'the command of "{instance.name}" names "{path}", which exists but is not among its inputs'
-                )
+        if not _covered(path, visible) and not _covered(path, instance.outputs) and not _in_root(path, roots):
+            found.append(f'the command of "{instance.name}" names "{path}", which exists but is not among its inputs')
     return found
 
 
-def _words(shown: str) -> list[str]:
-    try:
-        return shlex.split(shown, comments=True)
-    except ValueError:
-        return shown.split()
+def _in_root(path: str, roots: Collection[str]) -> bool:
+    return any(path == root or path.startswith(root + "/") for root in roots)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
@@ -42,6 +42,19 @@ class Outcome:
     remembered: Remembered | None = None
     known: bool = True
     built: Built | None = None
+
+
+class _Once:
+    """A text that is found when it is first asked for: why a step runs is costly to say, and a hit need not know."""
+
+    def __init__(self, find: Callable[[], str]) -> None:
+        self._find = find
+        self._text: str | None = None
+
+    def __call__(self) -> str:
+        if self._text is None:
+            self._text = self._find()
+        return self._text
 
 
 @dataclass(slots=True)
@@ -114,7 +127,7 @@ class Performer:
         self.ran_unremembered |= bool(refusal)
         if self.dry_run:
             return self._predict(instance, asked.request, offered, refusal)
-        reason = refusal or self._reason(instance, asked.request, offered)
+        reason = _Once(lambda: refusal or self._reason(instance, asked.request, offered))
         built = self._build(instance, inputs, asked, offered, reason, shown, remember=not refusal)
         return self._conclude(instance, inputs, built, reason, offered)
 
@@ -209,15 +222,15 @@ class Performer:
         inputs: Inputs,
         asked: Asked,
         offered: Mapping[str, Entry],
-        reason: str,
+        reason: Callable[[], str],
         shown: str,
         *,
         remember: bool,
     ) -> Built:
         def started() -> None:
-            for warning in self._suspicious(instance, inputs, shown):
+            for warning in self._suspicious(instance, inputs, shown, asked.request):
                 self.emit_warning(warning)
-            self.emit(StepStarted(instance.name, shown, reason))
+            self.emit(StepStarted(instance.name, shown, reason()))
 
         wanted = Wanted(
             asked.request,
@@ -262,17 +275,23 @@ class Performer:
             for path, entry in self.workspace.source(instance.stdin.path, instance.name).items():
                 self.workspace.keep(path, entry)
 
-    def _suspicious(self, instance: Instance, inputs: Inputs, shown: str) -> list[str]:
+    def _suspicious(self, instance: Instance, inputs: Inputs, shown: str, request: Request) -> list[str]:
         """Words of the command that name an existing file of the workspace which the step will not see."""
         return hints.undeclared_arguments(
             instance,
             shown,
             self.workspace.root,
             visible={*inputs.entries, *(self.offers.get(instance.discover) or ())},
+            roots=request.roots,
         )
 
     def _conclude(
-        self, instance: Instance, inputs: Inputs, built: Built, reason: str, offered: Mapping[str, Entry]
+        self,
+        instance: Instance,
+        inputs: Inputs,
+        built: Built,
+        reason: Callable[[], str],
+        offered: Mapping[str, Entry],
     ) -> Outcome:
         result, ran = built.result, built.ran
         assert result is not None
@@ -288,9 +307,11 @@ class Performer:
             changed = self.layout.lay_out(result.outputs, previous.outputs if previous else ())
         state: StepState = "failed" if failure else "ran" if ran is not None else "hit" if changed else "fresh"
         if built.same_as:
-            state, reason = "hit", f"{SAME} {built.same_as}"
+            state, why = "hit", f"{SAME} {built.same_as}"
         elif state in ("hit", "fresh"):
-            reason = "restored from the store" if state == "hit" else "up to date"
+            why = "restored from the store" if state == "hit" else "up to date"
+        else:
+            why = reason()
         finished = StepFinished(
             instance.name,
             state,
@@ -298,7 +319,7 @@ class Performer:
             result.digest,
             exit_code=result.exit_code,
             termination=result.termination,
-            reason=reason,
+            reason=why,
             duration_ms=ran.duration_ms if ran is not None else 0,
             outputs=instance.outputs,
             warnings=tuple(warnings),

@@ -213,12 +213,14 @@ def entries(directory: str) -> list[os.DirEntry[str]]:
         return []
 
 
+_COUNT = count()  # Of the whole process: two stores opened on one root share its temporary names.
+
+
 class Scratch:
     """One store's temporary files: each name tells which process of which host it belongs to."""
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        self._count = count()
         self._owner = ("", -1)
 
     def name(self) -> str:
@@ -228,7 +230,7 @@ class Scratch:
         if pid != known:  # The first name of this process, which may be a fork of another.
             owner = f"{_here()}.{pid}.{_started(pid)}"
             self._owner = (owner, pid)
-        return f"{owner}.{next(self._count)}"
+        return f"{owner}.{next(_COUNT)}"
 
     def write(self, content: bytes) -> str:
         """A finished temporary file of mode 0444; nothing is left if that fails. Raises OSError."""

@@ -83,7 +83,7 @@ def written(value: Any) -> str:
             return str(value)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=4))
 def test_every_value_is_found_where_it_is_written(table: dict[str, Any]) -> None:
     text = "".join(f"{written(key)} = {written(value)}\n" for key, value in table.items())

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest.fakes import PLATFORM, FakeListing, load, plan, refusal
 
-from requiem_build.core.errors import SourceMissing
+from requiem_build.core.errors import RequiemError, SourceMissing
 from requiem_build.core.plan import expand_all, make_plan
 
 
@@ -242,3 +242,23 @@ def test_several_variables_give_their_product(values: dict[str, list[int]]) -> N
         expected.add("x:" + (str(chosen[0]) if len(pairs) == 1 else ",".join(f"{k}={v}" for k, v in pairs)))
     made = make_plan(load(text), [], FakeListing([]), platform=PLATFORM)
     assert list(made.instances) == sorted(expected)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), min_size=1, max_size=4))
+def test_a_clean_and_a_used_checkout_plan_the_same(shape: list[tuple[int, int, bool]]) -> None:
+    text = ""
+    for index, (source, target, by_pattern) in enumerate(shape):
+        outputs = f"d{target}/{index}-{{{{ x.name }}}}"
+        values = f'"d{source}/*"' if by_pattern else f'["d{source}/0"]'
+        text += f'[steps.s{index}]\nforeach.x = {values}\ncommand = "x"\noutputs = ["{outputs}"]\n'
+        text += f'[steps.r{index}]\ncommand = "x {{{{ inputs }}}}"\ninputs = ["d{target}/*", "d0/0"]\n'
+    sources = [f"d{number}/0" for number in range(5)]
+    try:
+        clean = plan(text, sources)
+    except RequiemError as error:
+        assert refusal(text, sources).what == error.what
+        return
+    assert plan(text, [*sources, *clean.declared]) == clean
+    half = sorted(clean.declared)[::2]
+    assert plan(text, [*sources, *half]) == clean

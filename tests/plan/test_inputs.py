@@ -470,3 +470,22 @@ def test_names_with_characters_of_patterns_stay_what_they_are() -> None:
     assert made.instances["cc:src/a[1].c"].outputs == ("o/a[[]1].o",)
     assert made.instances["plain"].inputs == (Input("o/a[1].o", "cc:src/a[1].c"),)
     assert set(inputs_of(made, "use")) == {"o/a[1].o", "o/!b*.o", "o/@c?.o", "p"}
+
+
+def test_instances_are_named_as_they_are_whatever_they_hold() -> None:
+    text = """
+        [steps.cc]
+        foreach.src = "src/*"
+        command = "x"
+        outputs = ["o/{{ src.name }}.o"]
+        [steps.use]
+        foreach.src = "src/*"
+        command = ["x", "{{ inputs }}"]
+        inputs = ["@cc:{{ src }}"]
+        needs = ["cc:{{ src }}"]
+        tags = ["{{ src }}"]
+        cwd = "{{ src.name }}"
+    """
+    made = plan(text, ["src/a[1].c"]).instances["use:src/a[1].c"]
+    assert made.needs == ("cc:src/a[1].c",)
+    assert (made.tags, made.cwd) == (("src/a[1].c",), "a[1].c")

@@ -125,9 +125,9 @@ def test_a_cycle_that_is_not_wanted_does_not_matter() -> None:
 
 
 def test_a_long_cycle_is_shown_in_part() -> None:
-    ring = {f"s{i}": [f"s{(i + 1) % 5000}"] for i in range(5000)}
+    ring = {f"s{i}": [f"s{(i + 1) % 1500}"] for i in range(1500)}
     assert "more" in refusal(manifest_of(ring)).what
-    assert len(shortest_cycle(ring)) == 5000
+    assert len(shortest_cycle(ring)) == 1500
 
 
 def test_instances_are_sorted_by_the_bytes_of_their_names() -> None:

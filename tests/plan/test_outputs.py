@@ -7,6 +7,7 @@ import json
 import pytest
 from manifest.fakes import inputs_of, plan, refusal
 
+from requiem_build.core.errors import ManifestError
 from requiem_build.core.instance import Input
 from requiem_build.core.templates import render_late
 
@@ -150,3 +151,20 @@ def test_a_command_cannot_speak_of_outputs_that_are_patterns() -> None:
 def test_a_path_that_an_output_pattern_means_comes_from_its_step() -> None:
     made = plan('[steps.g]\ncommand = "x"\noutputs = ["g/*.c"]\n[steps.u]\ncommand = "y"\ninputs = ["g/a.c"]\n')
     assert made.instances["u"].inputs == (Input("g/a.c", "g"),)
+
+
+def test_what_goes_wrong_late_is_still_the_manifests_error() -> None:
+    text = (
+        '[steps.g]\ncommand = "x"\noutputs = ["g/*"]\n[steps.u]\ncommand = "cat \\"{{ inputs }}\\""\ninputs = ["@g"]\n'
+    )
+    late = plan(text).instances["u"].late
+    assert render_late(late, {"g/*": ["g/plain"]})[1] == 'cat "g/plain"'
+    with pytest.raises(ManifestError, match='the command of step "u"'):
+        render_late(late, {"g/*": ["g/with space"]})
+
+
+def test_a_late_command_has_its_program_among_the_inputs() -> None:
+    text = (
+        '[steps.g]\ncommand = "x"\noutputs = ["g/*"]\n[steps.u]\ncommand = ["./run", "{{ inputs }}"]\ninputs = ["@g"]\n'
+    )
+    assert inputs_of(plan(text, ["run"]), "u") == ["g/*", "run"]

@@ -111,6 +111,12 @@ def test_threads_share_one_store(store: Store) -> None:
     assert len(set(digests)) == len(CONTENTS)
 
 
+def test_two_stores_of_one_process_never_share_temporary_names(store: Store) -> None:
+    other = Store(store.root)
+    names = [opened._scratch.name() for _ in range(50) for opened in (store, other)]
+    assert len(set(names)) == 100
+
+
 def test_a_fork_does_not_share_temporary_names(store: Store) -> None:
     mine = store._scratch.name()
     read, write = os.pipe()
