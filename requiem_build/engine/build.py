@@ -14,7 +14,7 @@ from ..core.digest import Digest
 from ..core.errors import Interrupted, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
-from ..core.patterns import is_pattern
+from ..core.patterns import escape, is_pattern, unescape
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -148,9 +148,9 @@ class _Run:
         for name, instance in self.planned.plan.instances.items():
             if not instance.lay_out or name in self.memory.steps:
                 continue
-            for path in instance.outputs:
+            for path in map(unescape, (out for out in instance.outputs if not is_pattern(out))):
                 full = os.path.join(self.site.root, path.rstrip("/"))
-                if path not in made and not is_pattern(path) and os.path.lexists(full):
+                if path not in made and os.path.lexists(full):
                     strange.append(path)
         if not strange:
             return
@@ -160,7 +160,7 @@ class _Run:
                 owner = next(out for out in strange if path == out.rstrip("/") or path.startswith(out))
                 raise UsageError(
                     f'"{path}" is tracked by git, and a step would replace it',
-                    facts=[("output", owner), ("step", self.planned.plan.declared.get(owner, "?"))],
+                    facts=[("output", owner), ("step", self.planned.plan.declared.get(escape(owner), "?"))],
                     hint="git rm --cached it if it is generated, or give the output another path",
                 )
 
@@ -184,11 +184,11 @@ class _Run:
         finally:
             executor.close()
 
-    def _rebuilder(self, executor: Executor) -> Rebuilder:
+    def _rebuilder(self, executor: Executor, blobs: Blobs) -> Rebuilder:
         if self.options.dry_run:
-            return Predicted()
+            return Predicted(self.store, blobs)
         always = Always(executor, self.store, self._record, publish=self.options.cache in ("rw", "wo"))
-        return Cached(self.store, always) if self.options.cache in ("rw", "ro") else always
+        return Cached(self.store, blobs, always) if self.options.cache in ("rw", "ro") else always
 
     def _record(self, ran: Ran, wanted: Wanted) -> Record:
         return Record(
@@ -218,7 +218,7 @@ class _Run:
             store=self.store,
             memory=self.memory,
             layout=layout,
-            rebuilder=self._rebuilder(executor),
+            rebuilder=self._rebuilder(executor, workspace.blobs),
             emit=self.emit,
             variant=self.options.variant,
             use_cache=self.options.cache in ("rw", "ro"),
@@ -260,15 +260,15 @@ class _Run:
             finished[name] = event
             self.emit(event)
 
-        schedule.run(
+        schedule.Schedule(
             plan,
             Frontier(plan, self._priority()),
-            performer.perform,
+            performer.begin,
             jobs=self.jobs(),
             keep_going=self.options.keep_going or self.options.dry_run,
             settled=settled,
             stop=self.stop,
-        )
+        ).run()
         self.report.steps = [finished[name] for name in plan.instances if name in finished]
 
     def _why_skipped(self) -> str:
@@ -287,22 +287,22 @@ class _Run:
         """Removes the outputs of steps that the manifest no longer has, and saves what was learnt."""
         plan = self.planned.plan
         alive = set(plan.declared.values())
+        outputs = Outputs(plan.declared)
         for name, step in list(self.memory.steps.items()):
             if name in alive or name in plan.instances or step.variant != self.options.variant:
                 continue
             for path in step.outputs:
-                if path not in plan.declared:
+                if not outputs.has(path.rstrip("/")):
                     layout.remove(path)
             del self.memory.steps[name]
         stamps.settle()
         self._forget_the_unseen(stamps)
         self.memory.last_run = self.run_id
         memories.save(self.site.dot, self.site.seal, self.memory)
-        outputs = Outputs(plan.declared)
-        if self.planned.made_now or not self._plan_is_settled(outputs):
+        if self.planned.made_now or not self._plan_is_settled():
             plans.keep(self.site.root, question, self.site.seal, self.planned)
 
-    def _plan_is_settled(self, outputs: Outputs) -> bool:
+    def _plan_is_settled(self) -> bool:
         return all(not racy for _, racy, _ in self.planned.evidence.values())
 
     def _forget_the_unseen(self, stamps: Stamps) -> None:

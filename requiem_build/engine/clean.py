@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.events import Listener, Warned
-from ..core.patterns import is_pattern
+from ..core.patterns import is_pattern, unescape
 from ..executors.blobs import Blobs
 from . import memory as memories
 from . import plans
@@ -55,8 +55,9 @@ def clean(options: Options, listener: Listener) -> Cleaned:
                     (removed if layout.remove(path) else kept).append(path)
             if not options.dry_run:
                 del memory.steps[name]
-        for path, name in declared.items():
-            if memory.steps or is_pattern(path) or (wanted is not None and name not in wanted):
+        for pattern, name in declared.items():
+            path = unescape(pattern)
+            if memory.steps or is_pattern(pattern) or (wanted is not None and name not in wanted):
                 continue
             _clean_unremembered(path, layout, removed, kept, dry_run=options.dry_run)
         if not options.dry_run:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from ..core.digest import object_digest
+from ..core.patterns import Pattern, compile_pattern, is_pattern, unescape
 from .stamps import NOTHING, Stamp, is_racy, stamp_at, stamp_of
 
 Item = tuple[Stamp, bool, str]
@@ -25,13 +26,23 @@ class Outputs:
     def __init__(self, declared: Iterable[str]) -> None:
         self.files: set[str] = set()
         self.parents: set[str] = set()
+        self._patterns: list[Pattern] = []
         for path in declared:
-            plain = path.rstrip("/")
-            self.files.add(plain)
-            parent = os.path.dirname(plain)
+            if is_pattern(path):
+                pattern = compile_pattern(path)
+                self._patterns.append(pattern)
+                parent = "" if pattern.prefix == "." else pattern.prefix
+            else:
+                plain = unescape(path).rstrip("/")
+                self.files.add(plain)
+                parent = os.path.dirname(plain)
             while parent and parent not in self.parents:
                 self.parents.add(parent)
                 parent = os.path.dirname(parent)
+
+    def has(self, path: str) -> bool:
+        """Whether a file, or a directory as a whole, is an output."""
+        return path in self.files or any(pattern(path) for pattern in self._patterns)
 
     def below(self, directory: str) -> list[str]:
         """The directories above outputs that lie directly in one directory (`` is the root)."""
@@ -63,7 +74,7 @@ def _names(path: str, relative: str | None, outputs: Outputs) -> list[str]:
             for item in items:
                 here = prefix + item.name
                 if relative is not None and (
-                    here in outputs.files or here in outputs.parents or here in (".requiem", ".cas")
+                    outputs.has(here) or here in outputs.parents or here in (".requiem", ".cas")
                 ):
                     continue
                 kind = "l" if item.is_symlink() else "d" if item.is_dir(follow_symlinks=False) else "f"
@@ -83,7 +94,7 @@ def gather(root: str, stamps: Mapping[str, Stamp], outputs: Outputs) -> dict[str
     pending = list(stamps)
     for path in pending:
         relative = _relative(root, path)
-        if path in found or relative in outputs.files:
+        if path in found or (relative is not None and outputs.has(relative)):
             continue
         found[path] = _take(path, relative, outputs)
         if found[path][2].startswith("dir ") and relative is not None:

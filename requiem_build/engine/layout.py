@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -281,6 +280,8 @@ def _remove(path: str) -> None:
 
 def tracked_by_git(root: str, paths: list[str]) -> list[str]:
     """Which of the workspace's paths git tracks (a directory stands for all below it); none without git."""
+    import subprocess
+
     directory = root
     while not os.path.exists(os.path.join(directory, ".git")):
         parent = os.path.dirname(directory)

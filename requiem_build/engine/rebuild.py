@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..core.entries import Entry
+from ..core.digest import EMPTY
+from ..core.entries import Entry, File, Tree
+from ..core.errors import CorruptObject, MissingObject
 from ..core.policy import Limits
 from ..core.request import Request
 from ..core.result import Record, Result
 from ..executors.base import Executor, Ran
+from ..executors.blobs import EACH_MAX, Blobs
 from ..executors.local import discovered_now
 from ..store.layout import Store
-from ..store.records import Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,17 @@ class Built:
 
 
 class Rebuilder(Protocol):
-    def build(self, wanted: Wanted) -> Built: ...
+    def recall(self, request: Request, offered: Mapping[str, Entry]) -> Built | None:
+        """The answer if it is known, and whole in the store. Quick: nothing is run."""
+
+    def build(self, wanted: Wanted) -> Built:
+        """The answer, by running the request."""
 
 
 MakeRecord = Callable[[Ran, Wanted], Record]
 
 
-def find(store: Store, request: Request, offered: Mapping[str, Entry]) -> tuple[Request, Kept] | None:
+def find(store: Store, blobs: Blobs, request: Request, offered: Mapping[str, Entry]) -> Built | None:
     """The record of a request, all of whose objects are there: by each known path set, newest first."""
     if not request.discover:
         candidates = [request]
@@ -62,9 +68,32 @@ def find(store: Store, request: Request, offered: Mapping[str, Entry]) -> tuple[
         candidates = [request.with_discovered(discovered_now(paths, offered)) for paths in sets]
     for candidate in candidates:
         kept = store.records.find(candidate.digest)
-        if kept is not None and not store.missing(kept.result):
-            return candidate, kept
+        if kept is not None and _is_whole(store, blobs, kept.result):
+            return Built(candidate, kept.result, kept.record, None)
     return None
+
+
+def _is_whole(store: Store, blobs: Blobs, result: Result) -> bool:
+    """Small outputs are read and verified at once, since they are about to be laid out; large ones only looked for."""
+    for captured in (result.stdout, result.stderr):
+        if captured.digest != EMPTY and not blobs.stored(captured.digest):
+            return False
+    for entry in result.outputs.values():
+        if isinstance(entry, Tree):
+            return not store.missing(result)
+        if isinstance(entry, File) and not _is_there(blobs, entry):
+            return False
+    return True
+
+
+def _is_there(blobs: Blobs, entry: File) -> bool:
+    if entry.size > EACH_MAX:
+        return blobs.objects.has(entry.digest)
+    try:
+        blobs.get(entry.digest)
+    except (CorruptObject, MissingObject):
+        return False
+    return True
 
 
 class Always:
@@ -75,6 +104,9 @@ class Always:
         self._store = store
         self._make_record = make_record
         self._publish = publish
+
+    def recall(self, request: Request, offered: Mapping[str, Entry]) -> Built | None:
+        return None
 
     def build(self, wanted: Wanted) -> Built:
         wanted.started()
@@ -96,20 +128,27 @@ class Always:
 class Cached:
     """Constructive traces: a request seen before gives the result that it gave then."""
 
-    def __init__(self, store: Store, otherwise: Rebuilder) -> None:
+    def __init__(self, store: Store, blobs: Blobs, otherwise: Rebuilder) -> None:
         self._store = store
+        self._blobs = blobs
         self._otherwise = otherwise
 
+    def recall(self, request: Request, offered: Mapping[str, Entry]) -> Built | None:
+        return find(self._store, self._blobs, request, offered)
+
     def build(self, wanted: Wanted) -> Built:
-        found = find(self._store, wanted.request, wanted.offered) if wanted.remember else None
-        if found is None:
-            return self._otherwise.build(wanted)
-        request, kept = found
-        return Built(request, kept.result, kept.record, None)
+        return self._otherwise.build(wanted)
 
 
 class Predicted:
     """Says hit or miss and runs nothing."""
+
+    def __init__(self, store: Store, blobs: Blobs) -> None:
+        self._store = store
+        self._blobs = blobs
+
+    def recall(self, request: Request, offered: Mapping[str, Entry]) -> Built | None:
+        return find(self._store, self._blobs, request, offered)
 
     def build(self, wanted: Wanted) -> Built:
         return Built(wanted.request, None, None, None)

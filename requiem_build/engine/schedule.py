@@ -1,6 +1,6 @@
-"""One loop for both modes. Its thread owns all state; workers only call `perform`.
+"""One loop for both modes. Its thread owns all state; workers only do what `begin` left over.
 
-It does not know what a step is: `perform` does the work, the frontier says what may start.
+It does not know what a step is: `begin` does the work, the frontier says what may start.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ class Outcome(Protocol):
 
 
 T = TypeVar("T", bound=Outcome)
-Perform = Callable[[str, Mapping[str, T]], T]
-"""A step's name and the outcomes of what it waits for -> its outcome."""
+Begin = Callable[[str, Mapping[str, T]], "T | Callable[[], T]"]
+"""A step's name and the outcomes of what it waits for -> its outcome, or the work that is left, for a worker."""
+
+INSIST_EVERY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,68 +46,92 @@ class Stop:
         self.insist = insist
 
 
-INSIST_EVERY_S = 0.1
+class Schedule(Generic[T]):
+    """Runs a plan to its end. `settled(name, outcome)` is told of each step in this thread; None means skipped.
 
-
-def _next(done: queue.SimpleQueue[Done[T]], stop: Stop) -> Done[T]:
-    while True:
-        try:
-            return done.get(timeout=INSIST_EVERY_S if stop.requested else None)
-        except queue.Empty:
-            stop.insist()
-
-
-def run(
-    plan: Plan,
-    frontier: Frontier,
-    perform: Perform[T],
-    *,
-    jobs: int,
-    keep_going: bool,
-    settled: Callable[[str, T | None], None],
-    stop: Stop,
-) -> dict[str, T]:
-    """Runs the plan to its end. `settled(name, outcome)` is told of each step in this thread; None means skipped.
-
-    An exception of `perform` stops the start of new steps and is raised when the running ones have ended.
+    What is quick (a step that is fresh, a hit) is done by `begin` right here: handing it to a thread would
+    cost more than doing it. An exception of `begin` or of a worker stops the start of new steps and is raised
+    when the running ones have ended.
     """
-    outcomes: dict[str, T] = {}
-    done: queue.SimpleQueue[Done[T]] = queue.SimpleQueue()
-    running = 0
-    error: BaseException | None = None
 
-    def work(name: str, needed: Mapping[str, T]) -> None:
-        try:
-            done.put(Done(name, perform(name, needed), None))
-        except BaseException as caught:
-            done.put(Done(name, None, caught))
+    def __init__(
+        self,
+        plan: Plan,
+        frontier: Frontier,
+        begin: Begin[T],
+        *,
+        jobs: int,
+        keep_going: bool,
+        settled: Callable[[str, T | None], None],
+        stop: Stop,
+    ) -> None:
+        self._plan = plan
+        self._frontier = frontier
+        self._begin = begin
+        self._jobs = jobs
+        self._keep_going = keep_going
+        self._settled = settled
+        self._stop = stop
+        self._outcomes: dict[str, T] = {}
+        self._done: queue.SimpleQueue[Done[T]] = queue.SimpleQueue()
+        self._running = 0
+        self._error: BaseException | None = None
 
-    def skip(names: list[str]) -> None:
-        for name in names:
-            settled(name, None)
+    def run(self) -> None:
+        with ThreadPoolExecutor(max_workers=self._jobs, thread_name_prefix="requiem") as pool:
+            while self._frontier.unfinished:
+                self._start_what_can(pool)
+                if self._running:
+                    self._running -= 1
+                    self._take(self._next())
+                else:
+                    self._skip(self._frontier.stop())
+        if self._error is not None:
+            raise self._error
 
-    with ThreadPoolExecutor(max_workers=jobs, thread_name_prefix="requiem") as pool:
-        while frontier.unfinished:
-            while running < jobs and not stop.requested and error is None and (name := frontier.take()) is not None:
-                instance = plan.instances[name]
-                needed = {need: outcomes[need] for need in (*instance.needs, *instance.after)}
-                running += 1
-                pool.submit(work, name, needed)
-            if not running:
-                skip(frontier.stop())
-                break
-            finished = _next(done, stop)
-            running -= 1
-            if finished.outcome is None:
-                error = error or finished.error
-                skip(frontier.finish(finished.name, ok=False))
+    def _start_what_can(self, pool: ThreadPoolExecutor) -> None:
+        while self._running < self._jobs and not self._stop.requested and self._error is None:
+            name = self._frontier.take()
+            if name is None:
+                return
+            instance = self._plan.instances[name]
+            needed = {need: self._outcomes[need] for need in (*instance.needs, *instance.after)}
+            try:
+                begun = self._begin(name, needed)
+            except BaseException as caught:
+                self._take(Done(name, None, caught))
                 continue
-            outcomes[finished.name] = finished.outcome
-            skipped = frontier.finish(finished.name, ok=finished.outcome.ok)
-            settled(finished.name, finished.outcome)
-            skip(skipped)
-            if not finished.outcome.ok and not keep_going:
-                stop.requested = True
-    if error is not None:
-        raise error
-    return outcomes
+            if callable(begun):
+                self._running += 1
+                pool.submit(self._work, name, begun)
+            else:
+                self._take(Done(name, begun, None))
+
+    def _work(self, name: str, rest: Callable[[], T]) -> None:
+        try:
+            self._done.put(Done(name, rest(), None))
+        except BaseException as caught:
+            self._done.put(Done(name, None, caught))
+
+    def _next(self) -> Done[T]:
+        while True:
+            try:
+                return self._done.get(timeout=INSIST_EVERY_S if self._stop.requested else None)
+            except queue.Empty:
+                self._stop.insist()
+
+    def _take(self, done: Done[T]) -> None:
+        if done.outcome is None:
+            self._error = self._error or done.error
+            self._skip(self._frontier.finish(done.name, ok=False))
+            return
+        self._outcomes[done.name] = done.outcome
+        skipped = self._frontier.finish(done.name, ok=done.outcome.ok)
+        self._settled(done.name, done.outcome)
+        self._skip(skipped)
+        if not done.outcome.ok and not self._keep_going:
+            self._stop.requested = True
+
+    def _skip(self, names: list[str]) -> None:
+        for name in names:
+            self._settled(name, None)

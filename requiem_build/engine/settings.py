@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,11 +64,13 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def _read(path: str) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        return {}
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             return tomllib.load(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             "the user's configuration is not valid TOML", facts=[("configuration", path), ("cause", str(error))]

@@ -25,7 +25,7 @@ from ..store.layout import Store
 from . import explain, hints
 from .layout import Layout
 from .memory import Memory, Remembered
-from .rebuild import Built, Rebuilder, Wanted, find
+from .rebuild import Built, Rebuilder, Wanted
 from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
 from .workspace import InputChanged, Workspace
 
@@ -42,6 +42,9 @@ class Outcome:
     remembered: Remembered | None = None
     known: bool = True
     built: Built | None = None
+
+
+Rest = Callable[[], Outcome]
 
 
 class _Once:
@@ -79,7 +82,8 @@ class Performer:
     _flights: dict[Digest, tuple[str, Future[Built]]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def perform(self, name: str, needed: Mapping[str, Outcome]) -> Outcome:
+    def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
+        """The step's outcome if it is quickly had; else what is left to do, for a worker."""
         instance = self.instances[name]
         made = {need: outcome.outputs for need, outcome in needed.items()}
         known = all(outcome.known for outcome in needed.values())
@@ -87,25 +91,43 @@ class Performer:
             merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
             return Outcome(True, merged, None, known=known)
         if not known:
-            return Outcome(
-                True,
-                {},
-                StepFinished(name, "unknown", reason="it waits for a miss", outputs=instance.outputs),
-                known=False,
-            )
+            finished = StepFinished(name, "unknown", reason="it waits for a miss", outputs=instance.outputs)
+            return Outcome(True, {}, finished, known=False)
+        if self._is_heavy(instance, made):
+            return lambda: self._perform(instance, made)
         try:
-            return self._attempt(instance, made)
+            begun = self._attempt(instance, made)
+        except (InputNotMade, InputChanged, CorruptObject, MissingObject):
+            return lambda: self._perform(instance, made)
+        return begun if isinstance(begun, Outcome) else lambda: self._perform(instance, made, begun)
+
+    def _is_heavy(self, instance: Instance, made: Made) -> bool:
+        """Whether it must read much: a large source that is not known by its stamp, or a directory."""
+        if any(path.endswith("/") for path in instance.outputs):
+            return True
+        return any(
+            item.producer is None and (item.path.endswith("/") or not self.workspace.is_light(item.path))
+            for item in instance.inputs
+        )
+
+    def _perform(self, instance: Instance, made: Made, begun: Rest | None = None) -> Outcome:
+        """Everything, and once more where the first try met something that had changed or was lost."""
+        try:
+            return self._finish(begun or self._attempt(instance, made))
         except InputNotMade as missing:
             return self._failed_before(instance, missing.what)
         except InputChanged as changed:
-            self.emit_warning(f'input "{changed.path}" of "{name}" changed during the build: trying once more')
+            self.emit_warning(f'input "{changed.path}" of "{instance.name}" changed during the build: trying once more')
         except (CorruptObject, MissingObject) as lost:
             self.emit_warning(f"{lost.what}: it is made again")
             self.workspace.blobs.forget_all()
         try:
-            return self._attempt(instance, made)
+            return self._finish(self._attempt(instance, made))
         except InputChanged as changed:
             return self._failed_before(instance, f'input "{changed.path}" changed during the build')
+
+    def _finish(self, begun: Outcome | Rest) -> Outcome:
+        return begun if isinstance(begun, Outcome) else begun()
 
     def emit_warning(self, text: str) -> None:
         self.emit(Warned(text))
@@ -114,7 +136,7 @@ class Performer:
         finished = StepFinished(instance.name, "failed", reason=failure, failure=failure, outputs=instance.outputs)
         return Outcome(False, {}, finished)
 
-    def _attempt(self, instance: Instance, made: Made) -> Outcome:
+    def _attempt(self, instance: Instance, made: Made) -> Outcome | Rest:
         inputs = self.maker.inputs(instance, made)
         command, shown = self._command(instance, inputs)
         asked = self.maker.make(instance, inputs, command, made)
@@ -128,8 +150,16 @@ class Performer:
         if self.dry_run:
             return self._predict(instance, asked.request, offered, refusal)
         reason = _Once(lambda: refusal or self._reason(instance, asked.request, offered))
-        built = self._build(instance, inputs, asked, offered, reason, shown, remember=not refusal)
-        return self._conclude(instance, inputs, built, reason, offered)
+        if not refusal and asked.request.digest not in self._flights:
+            recalled = self.rebuilder.recall(asked.request, offered)
+            if recalled is not None:
+                return self._conclude(instance, inputs, recalled, reason, offered)
+
+        def rest() -> Outcome:
+            built = self._build(instance, inputs, asked, offered, reason, shown, remember=not refusal)
+            return self._conclude(instance, inputs, built, reason, offered)
+
+        return rest
 
     def _command(self, instance: Instance, inputs: Inputs) -> tuple[tuple[str, ...], str]:
         if not instance.late:
@@ -197,24 +227,25 @@ class Performer:
     # Hit, or run
 
     def _predict(self, instance: Instance, request: Request, offered: Mapping[str, Entry], refusal: str) -> Outcome:
-        found = find(self.store, request, offered) if self.use_cache and not refusal else None
+        found = self.rebuilder.recall(request, offered) if self.use_cache and not refusal else None
         if found is None:
             reason = refusal or self._reason(instance, request, offered)
             finished = StepFinished(instance.name, "miss", request.digest, reason=reason, outputs=instance.outputs)
             return Outcome(True, {}, finished, known=False)
-        final, kept = found
-        in_place = self._in_place(instance, kept.result.outputs)
+        result = found.result
+        assert result is not None
+        in_place = self._in_place(instance, result.outputs)
         finished = StepFinished(
             instance.name,
             "fresh" if in_place else "hit",
-            final.digest,
-            kept.result.digest,
+            found.request.digest,
+            result.digest,
             exit_code=0,
             termination="exited",
             reason="up to date" if in_place else "in the store",
             outputs=instance.outputs,
         )
-        return Outcome(True, kept.result.outputs, finished)
+        return Outcome(True, result.outputs, finished)
 
     def _build(
         self,

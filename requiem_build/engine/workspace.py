@@ -25,6 +25,9 @@ NEVER_IN_TREES = frozenset(
 )
 
 
+LIGHT_BYTES = 1 << 20
+
+
 class InputChanged(Exception):
     """A source no longer has the content that its request names."""
 
@@ -135,6 +138,13 @@ class Workspace:
         if path.endswith("/"):
             return self.tree(path)
         return self.stamps.entry(self.full(path))
+
+    def is_light(self, path: str) -> bool:
+        """Whether finding a file's digest is quick: it is small, or known by its stamp."""
+        full = self.full(path)
+        stamp = stamp_at(full)
+        known = self.stamps.known.get(full)
+        return stamp[2] <= LIGHT_BYTES or (known is not None and known[0] == stamp and not known[1])
 
     def tree(self, path: str) -> Tree | None:
         """A source tree, without what version control, Requiem and Python keep in it (unless asked for by name)."""
