@@ -28,6 +28,8 @@ class Remembered:
     discovered: tuple[str, ...] | None
     variant: str
     warnings: tuple[str, ...] = ()
+    recorded: bool = True
+    """Whether the store was given the record: only then may it be restored from the store."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
             step.discovered,
             step.variant,
             step.warnings,
+            step.recorded,
         )
         for name, step in memory.steps.items()
     }
@@ -68,6 +71,6 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
 
 
 def _remembered(row: Any) -> Remembered:
-    request, result, outputs, duration_ms, discovered, variant, warnings = row
+    request, result, outputs, duration_ms, discovered, variant, warnings, recorded = row
     entries = {path: unpack(packed) for path, packed in outputs.items()}
-    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings)
+    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded)

@@ -46,6 +46,8 @@ class Built:
     diverged: bool = False
     same_as: str = ""
     """The step of this run that asked the same and was answered first."""
+    recorded: bool = True
+    """Whether the store has the record."""
 
 
 class Rebuilder(Protocol):
@@ -81,12 +83,13 @@ def _is_whole(store: Store, blobs: Blobs, result: Result) -> bool:
     for entry in result.outputs.values():
         if isinstance(entry, Tree):
             return not store.missing(result)
-        if isinstance(entry, File) and not _is_there(blobs, entry):
+        if isinstance(entry, File) and not is_there(blobs, entry):
             return False
     return True
 
 
-def _is_there(blobs: Blobs, entry: File) -> bool:
+def is_there(blobs: Blobs, entry: File) -> bool:
+    """Whether the store has a file's content: read and verified if it is small, only looked for if it is large."""
     if entry.size > EACH_MAX:
         return blobs.objects.has(entry.digest)
     try:
@@ -122,7 +125,7 @@ class Always:
                 self._store.records.add_path_set(wanted.request.digest, ran.discovered)
             kept = self._store.records.publish(ran.request, ran.result, record)
             diverged = kept.result.digest != ran.result.digest
-        return Built(ran.request, ran.result, record, ran, diverged)
+        return Built(ran.request, ran.result, record, ran, diverged, recorded=self._publish and wanted.remember)
 
 
 class Cached:

@@ -19,7 +19,10 @@ from blake3 import blake3
 
 from .. import __version__
 
-_MAGIC = f"requiem cache 1 {__version__} {sys.hexversion:x}\n".encode()
+FORMAT = 2
+"""Raised whenever what any of these files holds changes its shape."""
+
+_MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()
 _SEAL_BYTES = 32
 
 

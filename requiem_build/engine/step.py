@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ..core.digest import Digest
-from ..core.entries import Entry, digests_of
+from ..core.entries import Entry, File, digests_of
 from ..core.errors import CorruptObject, MissingObject
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.instance import Instance
@@ -25,7 +25,7 @@ from ..store.layout import Store
 from . import explain, hints
 from .layout import Layout
 from .memory import Memory, Remembered
-from .rebuild import Built, Rebuilder, Wanted
+from .rebuild import Built, Rebuilder, Wanted, is_there
 from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
 from .workspace import InputChanged, Workspace
 
@@ -200,24 +200,39 @@ class Performer:
             return None
         if remembered.discovered is not None:
             request = request.with_discovered(discovered_now(remembered.discovered, offered))
-        if request.digest != remembered.request_digest or not self._in_place(instance, remembered.outputs):
+        if request.digest != remembered.request_digest:
             return None
+        state: StepState = "fresh"
+        if not self._in_place(instance, remembered.outputs):
+            if self.dry_run or not self._restore(instance, remembered):
+                return None
+            state = "hit"
         return Outcome(
             True,
             remembered.outputs,
             StepFinished(
                 instance.name,
-                "fresh",
+                state,
                 request.digest,
                 remembered.result_digest,
                 exit_code=0,
                 termination="exited",
-                reason="up to date",
+                reason="up to date" if state == "fresh" else "restored from the store",
                 outputs=instance.outputs,
                 warnings=remembered.warnings,
             ),
             replace(remembered, variant=self.variant),
         )
+
+    def _restore(self, instance: Instance, remembered: Remembered) -> bool:
+        """Lays out what this very request is remembered to have given, if the store has all of it, verified."""
+        files = [entry for entry in remembered.outputs.values() if isinstance(entry, File)]
+        if not (instance.lay_out and remembered.recorded and len(files) == len(remembered.outputs)):
+            return False
+        if not all(is_there(self.workspace.blobs, entry) for entry in files):
+            return False
+        self.layout.lay_out(remembered.outputs, ())
+        return True
 
     def _in_place(self, instance: Instance, outputs: Mapping[str, Entry]) -> bool:
         if instance.lay_out:
@@ -377,6 +392,7 @@ class Performer:
             discovered,
             self.variant,
             tuple(w for w in finished.warnings if w.startswith("captured output")),
+            recorded=built.recorded,
         )
 
     def _hints(self, instance: Instance, inputs: Inputs, built: Built, offered: Mapping[str, Entry]) -> tuple[str, ...]:
