@@ -33,10 +33,13 @@ from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
 from .site import Site, boot_sandbox, clear_scratch, find_site, host_platform, open_store, prepare_dot, question_of
-from .stamps import Stamps
+from .stamps import Stamps, tells_changes_apart
 from .step import Outcome, Performer
 from .surroundings import Surroundings
 from .workspace import Workspace
+
+OVERLAP = 1
+"""Workers beyond the steps that may run at once: while one collects its outputs, another's step runs."""
 
 CACHE_MODES = ("rw", "ro", "wo", "off")
 
@@ -117,7 +120,12 @@ class _Run:
         for warning in plan.warnings:
             self.emit(Warned(warning))
         blobs = Blobs(self.store.objects)
-        stamps = Stamps(self.memory.known, keep=blobs.hold)
+        stamps = Stamps(
+            self.memory.known,
+            keep=blobs.hold,
+            fine=tells_changes_apart(os.path.join(site.dot, "tmp")),
+            device=os.stat(site.root).st_dev,
+        )
         workspace = Workspace(site.root, stamps, blobs)
         layout = Layout(site.root, self.run_id, stamps, blobs, self.memory.made(), lambda text: self.emit(Warned(text)))
         surroundings = Surroundings(
@@ -177,6 +185,7 @@ class _Run:
             blobs,
             boot,
             workspace=self.site.root,
+            jobs=self.jobs(),
             list_undeclared=self.options.verbose,
         )
         try:
@@ -264,7 +273,7 @@ class _Run:
             plan,
             Frontier(plan, self._priority()),
             performer.begin,
-            jobs=self.jobs(),
+            workers=1 if self.options.mode == "repro" or self.options.dry_run else self.jobs() + OVERLAP,
             keep_going=self.options.keep_going or self.options.dry_run,
             settled=settled,
             stop=self.stop,

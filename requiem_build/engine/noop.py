@@ -51,9 +51,10 @@ def remember(
     config = config_path(options.environment)
     items[config] = _stamp(config)
     now = time.time_ns()
-    racy = {path for path, stamp in items.items() if is_racy(stamp, now)}
     witnesses: dict[str, str] = {}
-    for path in racy:
+    for path, stamp in items.items():
+        if stamps.fine or not is_racy(stamp, now):
+            continue
         known = stamps.known.get(path)
         if known is None or len(known[2]) != 3 or known[0][2] > RACY_BYTES_MAX or len(witnesses) >= RACY_MAX:
             return  # Too new to be believed and too much to read again each time: the full build will look.

@@ -126,12 +126,23 @@ def _row(instance: Instance) -> tuple[Any, ...]:
     return tuple(_plain(getattr(instance, name)) for name in _NAMES)
 
 
+_SIMPLE = frozenset({str, bool, int, type(None)})
+_PARTS = {kind: tuple(f.name for f in fields(kind)) for kind in (Input, Policy, Limits)}
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, Input | Policy | Limits):
-        return tuple(getattr(value, f.name) for f in fields(value))
-    if isinstance(value, tuple) and value and isinstance(value[0], Input):
-        return tuple((item.path, item.producer, item.late) for item in value)
-    return dict(value) if isinstance(value, Mapping) else value
+    kind = type(value)
+    if kind in _SIMPLE:
+        return value
+    if kind in _PARTS:
+        return tuple(getattr(value, name) for name in _PARTS[kind])
+    if kind is tuple:
+        return tuple((item.path, item.producer, item.late) for item in value) if _holds_inputs(value) else value
+    return dict(value)
+
+
+def _holds_inputs(value: tuple[Any, ...]) -> bool:
+    return bool(value) and type(value[0]) is Input
 
 
 def _instance(row: tuple[Any, ...]) -> Instance:

@@ -60,7 +60,7 @@ class Schedule(Generic[T]):
         frontier: Frontier,
         begin: Begin[T],
         *,
-        jobs: int,
+        workers: int,
         keep_going: bool,
         settled: Callable[[str, T | None], None],
         stop: Stop,
@@ -68,7 +68,7 @@ class Schedule(Generic[T]):
         self._plan = plan
         self._frontier = frontier
         self._begin = begin
-        self._jobs = jobs
+        self._workers = workers
         self._keep_going = keep_going
         self._settled = settled
         self._stop = stop
@@ -78,7 +78,7 @@ class Schedule(Generic[T]):
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        with ThreadPoolExecutor(max_workers=self._jobs, thread_name_prefix="requiem") as pool:
+        with ThreadPoolExecutor(max_workers=self._workers, thread_name_prefix="requiem") as pool:
             while self._frontier.unfinished:
                 self._start_what_can(pool)
                 if self._running:
@@ -90,7 +90,7 @@ class Schedule(Generic[T]):
             raise self._error
 
     def _start_what_can(self, pool: ThreadPoolExecutor) -> None:
-        while self._running < self._jobs and not self._stop.requested and self._error is None:
+        while self._running < self._workers and not self._stop.requested and self._error is None:
             name = self._frontier.take()
             if name is None:
                 return

@@ -26,6 +26,7 @@ Known: TypeAlias = tuple[Stamp, bool, tuple[object, ...]]
 
 TICK_NS = 20_000_000  # The coarsest kernel clock tick (10 ms) twice over.
 READ_AT_ONCE = 1 << 20
+CLOCK_TRIES = 6
 Keep: TypeAlias = Callable[[Digest, bytes], None]
 
 
@@ -66,12 +67,46 @@ def unpack(packed: tuple[object, ...]) -> Entry:
     raise ValueError(packed)
 
 
-class Stamps:
-    """`known` maps an absolute path to what was last read there. `keep` is offered each small file's bytes."""
+def tells_changes_apart(directory: str) -> bool:
+    """Whether this file system gives a file that was looked at a new time with its very next change.
 
-    def __init__(self, known: MutableMapping[str, Known] | None = None, keep: Keep | None = None) -> None:
+    Linux does so from 6.13 on (multigrain timestamps). Then a stamp proves its content however young it is.
+    Tried on a file of our own; a coarse clock cannot pass by chance.
+    """
+    path = os.path.join(directory, f"clock-{os.getpid()}")
+    seen: set[int] = set()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            for _ in range(CLOCK_TRIES):
+                os.pwrite(descriptor, b"x", 0)
+                seen.add(os.lstat(path).st_ctime_ns)
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+    except OSError:
+        return False
+    return len(seen) == CLOCK_TRIES
+
+
+class Stamps:
+    """`known` maps an absolute path to what was last read there. `keep` is offered each small file's bytes.
+
+    `fine` says that the workspace's file system tells changes apart; `device` is which one that is.
+    """
+
+    def __init__(
+        self,
+        known: MutableMapping[str, Known] | None = None,
+        keep: Keep | None = None,
+        *,
+        fine: bool = False,
+        device: int = -1,
+    ) -> None:
         self.known: MutableMapping[str, Known] = {} if known is None else known
         self._keep = keep
+        self.fine = fine
+        self._device = device
         self.seen: dict[str, Stamp] = {}
         """The stamps met in this run, directories too: what a no-op must find again."""
 
@@ -98,13 +133,14 @@ class Stamps:
             entry = self._read(path)
         else:
             raise UsageError(f'"{path}" is {kind_of(found.st_mode)}, not a file', hint="steps read files and links")
-        self.note(path, entry, self.seen[path])
+        self.note(path, entry, self.seen[path], device=found.st_dev)
         return entry
 
-    def note(self, path: str, entry: Entry, stamp: Stamp) -> None:
-        """Remembers what stands at a path now."""
+    def note(self, path: str, entry: Entry, stamp: Stamp, *, device: int | None = None) -> None:
+        """Remembers what stands at a path now. Without a device it is the workspace's."""
         self.seen[path] = stamp
-        self.known[path] = (stamp, is_racy(stamp, time.time_ns()), pack(entry))
+        here = device is None or device == self._device
+        self.known[path] = (stamp, not (self.fine and here) and is_racy(stamp, time.time_ns()), pack(entry))
 
     def forget(self, path: str) -> None:
         self.known.pop(path, None)

@@ -31,7 +31,10 @@ SYSTEM_ROOT = "/usr"
 
 
 class LocalExecutor:
-    """`boot(request)` makes a sandbox of the request's level and network. Idle strict ones are used again."""
+    """`boot(request)` makes a sandbox of the request's level and network. Idle strict ones are used again.
+
+    No more than `jobs` steps run at once, however many threads ask: the others stage and collect meanwhile.
+    """
 
     name = "local"
 
@@ -41,12 +44,14 @@ class LocalExecutor:
         boot: SandboxFactory,
         *,
         workspace: str,
+        jobs: int = 1,
         list_undeclared: bool = False,
     ) -> None:
         self.blobs = blobs
         self._boot = boot
         self._workspace = workspace
         self._list_undeclared = list_undeclared
+        self._turns = threading.BoundedSemaphore(jobs)
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], list[Sandbox]] = {}
         self._busy: set[Sandbox] = set()
@@ -54,16 +59,22 @@ class LocalExecutor:
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
         job = self._job(request, offered, limits)
-        sandbox = self._acquire(request)
-        started = time.monotonic()
-        healthy = False
-        try:
-            finished = sandbox.run(job)
+        with self._turns:
+            sandbox = self._acquire(request)
+            started = time.monotonic()
+            healthy = False
+            try:
+                finished = sandbox.run(job)
+                healthy = True
+            finally:
+                if not healthy or request.policy.sandbox == "strict":  # What a step left outlives its sandbox.
+                    self._release(request, sandbox, healthy=healthy)
             duration_ms = round((time.monotonic() - started) * 1000)
-            healthy = True
+        try:
             return self._conclude(request, offered, limits, job, finished, sandbox, duration_ms)
         finally:
-            self._release(request, sandbox, healthy=healthy)
+            if request.policy.sandbox != "strict":
+                self._release(request, sandbox, healthy=True)
 
     # Sandboxes
 
