@@ -125,7 +125,9 @@ class Always:
                 self._store.records.add_path_set(wanted.request.digest, ran.discovered)
             kept = self._store.records.publish(ran.request, ran.result, record)
             diverged = kept.result.digest != ran.result.digest
-        return Built(ran.request, ran.result, record, ran, diverged, recorded=self._publish and wanted.remember)
+        return Built(
+            ran.request, ran.result, record, ran, diverged, recorded=self._publish and wanted.remember and not diverged
+        )
 
 
 class Cached:

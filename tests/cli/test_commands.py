@@ -80,9 +80,11 @@ def test_the_fast_path_and_the_command_line_know_the_same_flags() -> None:
 
 
 def test_the_fast_path_notices_whatever_changes(hello: Project) -> None:
-    hello.manifest(HELLO + '[steps.all]\ncommand = "cat {{ inputs }} > all.txt"\ninputs = ["d/*.txt"]\n'
-                   'outputs = ["all.txt"]\n[steps.env]\ncommand = "echo $X > env.txt"\npass_env = ["X"]\n'
-                   'outputs = ["env.txt"]\n')
+    hello.manifest(
+        HELLO + '[steps.all]\ncommand = "cat {{ inputs }} > all.txt"\ninputs = ["d/*.txt"]\n'
+        'outputs = ["all.txt"]\n[steps.env]\ncommand = "echo $X > env.txt"\npass_env = ["X"]\n'
+        'outputs = ["env.txt"]\n'
+    )
     hello.write("d/a.txt", "a\n")
 
     def settled() -> bool:
@@ -136,9 +138,20 @@ def test_errors_have_one_form_and_the_right_code(project: Project) -> None:
     assert answer["ok"] is False and answer["error"]["code"] == 2
     assert 'did you mean "build"?' in project.refuse("biuld").err
     assert 'did you mean "--dry-run"?' in project.refuse("build", "--dry-rn").err
-    for line in (["build", "-j", "0"], ["build", "-j", "x"], ["build", "--mode", "fast"], ["build", "--cache", "x"],
-                 ["build", "--sandbox", "x"], ["build", "--set", "x"], ["-C", "/nowhere", "build"], ["-C"],
-                 ["--color", "pink", "build"], ["cas", "get", "xyz"], ["show", "nothing", "x"], ["schema", "nope"]):
+    for line in (
+        ["build", "-j", "0"],
+        ["build", "-j", "x"],
+        ["build", "--mode", "fast"],
+        ["build", "--cache", "x"],
+        ["build", "--sandbox", "x"],
+        ["build", "--set", "x"],
+        ["-C", "/nowhere", "build"],
+        ["-C"],
+        ["--color", "pink", "build"],
+        ["cas", "get", "xyz"],
+        ["show", "nothing", "x"],
+        ["schema", "nope"],
+    ):
         project.manifest(HELLO)
         project.write("name.txt", "x")
         project.refuse(*line)
@@ -219,13 +232,22 @@ def test_a_closed_pipe_and_a_full_device_are_no_tracebacks(hello: Project) -> No
     hello.build()
     done = subprocess.run(
         f"{sys.executable} -m requiem_build cas ls | head -0; exit ${{PIPESTATUS[0]}}",
-        shell=True, executable="/bin/bash", cwd=hello.root, env=hello.environment(), capture_output=True, text=True,
+        shell=True,
+        executable="/bin/bash",
+        cwd=hello.root,
+        env=hello.environment(),
+        capture_output=True,
+        text=True,
     )
     assert "Traceback" not in done.stderr and done.returncode in (0, 141)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [sys.executable, "-m", "requiem_build", "list"],
-            cwd=hello.root, env=hello.environment(), stdout=full, stderr=subprocess.PIPE, text=True,
+            cwd=hello.root,
+            env=hello.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert done.returncode == 4 and done.stderr.startswith("error: no space left")
 
@@ -236,11 +258,19 @@ def test_every_schema_is_printed(hello: Project) -> None:
 
 
 def test_a_bug_is_one_line_and_a_report_without_secrets(hello: Project) -> None:
-    hello.write("boom.py", "import sys\nimport requiem_build.engine.build as b\n"
-                "def boom(*a, **k): raise ValueError('SECRET-TOKEN')\nb.build = boom\n"
-                "from requiem_build.cli.app import run\nsys.exit(run(['build']))\n")
-    done = subprocess.run([sys.executable, "boom.py"], cwd=hello.root, env=hello.environment({"T": "SECRET-TOKEN"}),
-                          capture_output=True, text=True)
+    hello.write(
+        "boom.py",
+        "import sys\nimport requiem_build.engine.build as b\n"
+        "def boom(*a, **k): raise ValueError('SECRET-TOKEN')\nb.build = boom\n"
+        "from requiem_build.cli.app import run\nsys.exit(run(['build']))\n",
+    )
+    done = subprocess.run(
+        [sys.executable, "boom.py"],
+        cwd=hello.root,
+        env=hello.environment({"T": "SECRET-TOKEN"}),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 70
     assert done.stderr.startswith("error: a bug: ValueError") and "Traceback" not in done.stderr
     report = re.search(r"report: (\S+)", done.stderr)
@@ -273,8 +303,10 @@ class Slow:
         return int(done.stdout)
 
     def heal(self) -> None:
-        self.project.manifest("[steps.slow]\ncommand = 'echo 1 > began.txt'\noutputs = ['began.txt']\n"
-                              "[steps.after]\ncommand = 'true'\nneeds = ['slow']\n")
+        self.project.manifest(
+            "[steps.slow]\ncommand = 'echo 1 > began.txt'\noutputs = ['began.txt']\n"
+            "[steps.after]\ncommand = 'true'\nneeds = ['slow']\n"
+        )
 
 
 def wait_for(condition: object, timeout_s: float = 20) -> None:

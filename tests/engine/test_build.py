@@ -160,8 +160,10 @@ def test_an_edited_output_is_moved_aside_and_restored(two: Project) -> None:
 
 
 def test_outputs_of_vanished_steps_are_removed_if_nobody_changed_them(two: Project) -> None:
-    two.manifest(TWO_STEPS + '\n[steps.extra]\ncommand = "echo 1 > out/a.txt; echo 2 > out/b.txt"\n'
-                 'outputs = ["out/a.txt", "out/b.txt"]\n')
+    two.manifest(
+        TWO_STEPS + '\n[steps.extra]\ncommand = "echo 1 > out/a.txt; echo 2 > out/b.txt"\n'
+        'outputs = ["out/a.txt", "out/b.txt"]\n'
+    )
     two.build()
     two.write("out/b.txt", "edited\n")
     two.manifest(TWO_STEPS)
@@ -241,12 +243,14 @@ def test_outputs_by_pattern_are_what_the_step_made(project: Project) -> None:
 
 
 def test_equal_requests_of_one_run_are_run_once(project: Project) -> None:
-    project.manifest("""
+    project.manifest(
+        """
         [steps.make]
         foreach.name = ["a", "b", "c"]
         command = "sleep 0.2; echo same; echo x > out.txt"
         salt = "s"
-    """.replace('salt = "s"', ""))
+    """.replace('salt = "s"', "")
+    )
     ran = project.build("-j", "3", "-v")
     assert sorted(ran.counts.items()) == [("hit", 2), ("ran", 1)]
     assert any(s["reason"].startswith("same request as make:") for s in ran.report["steps"])
@@ -314,8 +318,10 @@ def test_a_lost_store_costs_time_and_nothing_else(two: Project) -> None:
 def test_a_new_reader_of_a_fresh_output_finds_it_though_the_store_lost_it(two: Project) -> None:
     two.build()
     shutil.rmtree(two.root / ".cas")
-    two.manifest(TWO_STEPS + '\n[steps.third]\ncommand = "cat out/upper.txt > third.txt"\n'
-                 'inputs = ["@upper"]\noutputs = ["third.txt"]\n')
+    two.manifest(
+        TWO_STEPS + '\n[steps.third]\ncommand = "cat out/upper.txt > third.txt"\n'
+        'inputs = ["@upper"]\noutputs = ["third.txt"]\n'
+    )
     assert two.build().states["third"] == "ran"
     assert two.read("third.txt") == "HELLO\n"
 

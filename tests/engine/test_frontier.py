@@ -11,10 +11,7 @@ from requiem_build.core.instance import Instance, Plan
 
 def plan(edges: dict[str, tuple[str, ...]], pools: dict[str, int] | None = None, pool: str | None = None) -> Plan:
     return Plan(
-        {
-            name: Instance(name, name, ("true",), "true", needs=needs, pool=pool)
-            for name, needs in edges.items()
-        },
+        {name: Instance(name, name, ("true",), "true", needs=needs, pool=pool) for name, needs in edges.items()},
         pools=pools or {},
     )
 

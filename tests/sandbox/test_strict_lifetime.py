@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -212,11 +213,12 @@ def test_without_user_namespaces_strict_is_unavailable_and_the_hint_says_how_to_
 
 
 @pytest.mark.root
-def test_an_ordinary_user_gets_the_same_view(strict, run_in, tmp_path_factory):
-    here = tmp_path_factory.mktemp("ordinary")
+def test_an_ordinary_user_gets_the_same_view(strict, run_in, request):
+    place = tempfile.TemporaryDirectory()  # Where someone else may go, unlike pytest's own directories.
+    request.addfinalizer(place.cleanup)
+    here = Path(place.name)
+    here.chmod(0o755)
     subprocess.run(["cp", "-r", ROOT / "requiem_build", here], check=True)
-    for folder in (here, here.parent, here.parent.parent):
-        folder.chmod(0o755)
     subprocess.run(["chmod", "-R", "a+rX", here], check=True)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
