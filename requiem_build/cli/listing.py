@@ -68,9 +68,10 @@ def command(
         by_step.setdefault(instance.step, []).append(name)
     width = max((len(plain(step)) for step in by_step), default=0)
     for step, names in by_step.items():
-        first = plan.instances[names[0]]
-        count = f"{len(names)} instances" if len(names) > 1 or names[0] != step else ""
-        about = "  ".join(text for text in (first.description, count) if text)
+        descriptions = {plan.instances[name].description for name in names}
+        described = descriptions.pop() if len(descriptions) == 1 else ""
+        count = "" if names == [step] else f"{len(names)} instance{'s' if len(names) > 1 else ''}"
+        about = "  ".join(text for text in (described, count) if text)
         write_out(f"{plain(step).ljust(width)}  {plain(about)}".rstrip() + "\n")
         if shared.verbose:
             for name in names:

@@ -25,6 +25,7 @@ from ..core.errors import (
     RequestError,
     UsageError,
 )
+from ..core.policy import INPUT_MTIME_S
 from . import encoding as enc
 from .encoding import Malformed, Meta, parse_meta, plain_meta
 from .files import (
@@ -42,6 +43,8 @@ from .files import (
     read_small,
     write_all,
 )
+
+INPUT_MTIME_NS = INPUT_MTIME_S * 1_000_000_000
 
 _TRIES_S = (0.0, 0.002, 0.01)
 """Blob and metadata are two files: what disagrees is looked at again before it is judged."""
@@ -170,6 +173,7 @@ class Objects:
             try:
                 try:
                     hasher = _copy_hashed(fd, target, size, size_max)
+                    os.utime(target, ns=(INPUT_MTIME_NS, INPUT_MTIME_NS))  # As every input has it: it can be bound.
                 finally:
                     os.close(target)
                 digest = hasher.digest()

@@ -449,3 +449,19 @@ def test_a_divergent_result_is_told_and_the_first_one_stays(project: Project) ->
     os.unlink(project.root / "id.txt")
     project.build()
     assert project.read("id.txt") == first
+
+
+def test_a_large_input_is_shown_without_a_copy_and_looks_like_any_other(project: Project) -> None:
+    project.write("big.bin", b"x" * 3_000_000)
+    project.write("small.bin", b"x")
+    project.manifest("""
+        [steps.x]
+        command = "stat -c '%n %s %a %Y' big.bin small.bin; grep -c ' /workspace/big.bin ' /proc/self/mountinfo"
+        inputs = ["big.bin", "small.bin"]
+    """)
+    project.build()
+    assert project.run("log", "x").out.split("\n")[:3] == [
+        "big.bin 3000000 444 315619200",
+        "small.bin 1 444 315619200",
+        "1",
+    ]
