@@ -1,4 +1,4 @@
-"""Manifest + targets -> Plan: the wanted instances in one deterministic order. The only user of networkx."""
+"""Manifest + targets -> Plan: the wanted instances in one deterministic order. Networkx helps only to show a cycle."""
 
 from __future__ import annotations
 
@@ -158,36 +158,53 @@ def _nearest_target(expansion: Expansion, target: str, cwd: str) -> str | None:
 
 
 def _ordered(expansion: Expansion, linker: Linker) -> list[str]:
-    """Kahn's algorithm with a FIFO queue, ties in manifest order: what networkx does with nodes and edges added so."""
+    """Kahn's algorithm with a FIFO queue, ties in manifest order. Raises ManifestError for a cycle."""
+    members = [name for name in expansion.drafts if name in linker.links]
+    waits = {name: dict.fromkeys((*linker.links[name].needs, *linker.links[name].after)) for name in members}
+    order = kahn(waits)
+    if len(order) < len(members):
+        raise _cycle(expansion, linker, shortest_cycle(_tangled(expansion, waits)))
+    return order
+
+
+def kahn(waits: Mapping[str, Iterable[str]]) -> list[str]:
+    """First what waits for nothing, in the mapping's order; then each one taken appends what it was the last to hold up.
+
+    What lies on or behind a cycle is left out. A test holds it against networkx, whose import would cost more than
+    the whole plan of a thousand steps.
+    """
+    dependents: dict[str, list[str]] = {name: [] for name in waits}
+    missing: dict[str, int] = {}
+    for name, needs in waits.items():
+        missing[name] = 0
+        for need in needs:
+            dependents[need].append(name)
+            missing[name] += 1
+    order = [name for name, count in missing.items() if count == 0]
+    for name in order:  # Grows while it is walked: the queue and the order are one list.
+        for dependent in dependents[name]:
+            missing[dependent] -= 1
+            if missing[dependent] == 0:
+                order.append(dependent)
+    return order
+
+
+def _tangled(expansion: Expansion, waits: Mapping[str, Mapping[str, None]]) -> dict[str, list[str]]:
+    """The steps on cycles and what they wait for among themselves, small knots in manifest order."""
     import networkx
 
-    members = [name for name in expansion.drafts if name in linker.links]
-    dependents: dict[str, list[str]] = {name: [] for name in members}
-    for name in members:
-        link = linker.links[name]
-        for before in dict.fromkeys((*link.needs, *link.after)):
-            dependents[before].append(name)
     graph = networkx.DiGraph()
-    graph.add_nodes_from(members)
-    graph.add_edges_from((name, dependent) for name in members for dependent in dependents[name])
-    try:
-        return list(networkx.topological_sort(graph))
-    except networkx.NetworkXUnfeasible:
-        components = [members for members in networkx.strongly_connected_components(graph) if len(members) > 1]
-        tangled = {name for component in components for name in component}
-        tangled.update(networkx.nodes_with_selfloops(graph))
-        waits = {
-            name: [
-                need
-                for need in expansion.drafts
-                if need in tangled and (need in linker.links[name].needs or need in linker.links[name].after)
-            ]
-            if len(tangled) < 200
-            else [need for need in (*linker.links[name].needs, *linker.links[name].after) if need in tangled]
-            for name in members
-            if name in tangled
-        }
-        raise _cycle(expansion, linker, shortest_cycle(waits)) from None
+    graph.add_nodes_from(waits)
+    graph.add_edges_from((need, name) for name, needs in waits.items() for need in needs)
+    components = [members for members in networkx.strongly_connected_components(graph) if len(members) > 1]
+    tangled = {name for component in components for name in component}
+    tangled.update(networkx.nodes_with_selfloops(graph))
+    few = len(tangled) < 200
+    return {
+        name: [need for need in (expansion.drafts if few else waits[name]) if need in tangled and need in waits[name]]
+        for name in waits
+        if name in tangled
+    }
 
 
 def _cycle(expansion: Expansion, linker: Linker, cycle: Sequence[str]) -> ManifestError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import subprocess
 import sys
 import time
@@ -244,3 +245,22 @@ def test_loading_imports_neither_networkx_nor_jinja2() -> None:
         "print(*sorted({'networkx', 'jinja2', 'wcmatch'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@given(st.integers(0, 2**32), st.integers(1, 14))
+def test_the_order_is_that_of_networkx(seed: int, size: int) -> None:
+    import networkx
+
+    from requiem_build.core.plan import kahn
+
+    chance = random.Random(seed)
+    names = [f"s{i}" for i in range(size)]
+    hidden = chance.sample(names, size)  # A topological order that the manifest does not follow.
+    waits = {
+        name: {need: None for need in names if hidden.index(need) < hidden.index(name) and chance.random() < 0.3}
+        for name in names
+    }
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(names)
+    graph.add_edges_from((need, name) for need in names for name in names if need in waits[name])
+    assert kahn(waits) == list(networkx.topological_sort(graph))

@@ -1,0 +1,248 @@
+"""What no other test noticed when it was broken on purpose: see `Planted faults` in docs/testing.md."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from project import CACHE, Project
+
+from requiem_build.core.frontier import Frontier, plan_order
+from requiem_build.core.instance import Instance, Plan
+from requiem_build.engine import noop
+from requiem_build.engine.schedule import Schedule, Stop
+from requiem_build.sandbox import system
+
+pytestmark = pytest.mark.userns
+
+ONE_STEP = """
+    [steps.x]
+    command = "cat in.txt > out.txt"
+    inputs = ["in.txt"]
+    outputs = ["out.txt"]
+"""
+
+READS_ONE_OF_TWO = """
+    [steps.x]
+    command = "cat src/a.h > out.txt; echo 'out.txt: src/a.h' > x.d"
+    discover = ["src/*.h"]
+    depfile = "x.d"
+    outputs = ["out.txt"]
+"""
+
+
+@pytest.fixture
+def one(project: Project) -> Project:
+    project.write("in.txt", "1\n")
+    project.manifest(ONE_STEP)
+    return project
+
+
+@pytest.fixture
+def headers(project: Project) -> Project:
+    project.write("src/a.h", "a\n")
+    project.write("src/b.h", "b\n")
+    project.manifest(READS_ONE_OF_TWO)
+    return project
+
+
+def settle(project: Project, env: Mapping[str, str] | None = None) -> None:
+    """Builds until a plain build is answered without a look at the plan."""
+    project.run("build", env=env)
+    time.sleep(0.05)  # Past the clock tick in which nothing that was just written can be believed.
+    assert project.run("build", env=env).code == 0
+
+
+# What a step read
+
+
+def test_a_step_runs_again_only_for_what_it_read_of_what_it_may_read(headers: Project) -> None:
+    headers.build()
+    headers.write("src/b.h", "other\n")
+    assert headers.build().counts == {"fresh": 1}
+    headers.write("src/a.h", "other\n")
+    assert headers.build().counts == {"ran": 1}
+    assert headers.read("out.txt") == "other\n"
+
+
+def test_a_step_that_read_what_it_may_read_is_fresh_without_a_store(headers: Project) -> None:
+    headers.build()
+    shutil.rmtree(headers.root / ".cas")
+    assert headers.build().counts == {"fresh": 1}
+
+
+def test_a_new_file_that_a_step_might_have_read_makes_it_run(headers: Project) -> None:
+    headers.build()
+    headers.write("src/c.h", "c\n")
+    again = headers.build()
+    assert again.counts == {"ran": 1}
+    assert again.step("x")["reason"] == "the files that discover matches are others"
+    os.unlink(headers.root / "src/c.h")
+    assert "ran" not in headers.build().counts
+
+
+def test_a_step_that_may_read_and_does_not_say_what_it_read_fails(headers: Project) -> None:
+    headers.manifest(READS_ONE_OF_TWO.replace("> x.d", "> elsewhere.d"))
+    ran = headers.build(expect=1)
+    assert 'declared output "x.d" was not produced' in ran.step("x")["reason"] + ran.err
+
+
+# Outputs
+
+
+def test_what_stood_in_an_output_directory_is_moved_aside(project: Project) -> None:
+    project.write("gen/mine.txt", "mine\n")
+    project.manifest('[steps.x]\ncommand = "mkdir gen; echo 1 > gen/a.txt"\noutputs = ["gen/"]\n')
+    project.build()
+    assert os.listdir(project.root / "gen") == ["a.txt"]
+    moved = list((project.root / ".requiem/displaced").rglob("mine.txt"))
+    assert [path.read_text() for path in moved] == ["mine\n"]
+
+
+@pytest.mark.parametrize("target", ["../../outside.txt", "/etc/hostname", "../../workspace2/x"])
+def test_an_output_that_links_out_of_the_workspace_fails(project: Project, target: str) -> None:
+    project.manifest(f'[steps.x]\ncommand = "ln -s {target} out/link"\noutputs = ["out/link"]\n')
+    assert f'is a symlink to "{target}", outside of the workspace' in project.build(expect=1).err
+    assert not project.exists("out/link")
+
+
+def test_a_pipe_in_an_outputs_place_fails_and_is_not_waited_for(project: Project) -> None:
+    project.manifest('[steps.x]\ncommand = "mkfifo out.txt"\noutputs = ["out.txt"]\n')
+    process = project.start("build")
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "neither a file, a symlink nor a directory" in err.decode()
+
+
+def test_the_executable_bit_of_an_output_is_kept(project: Project) -> None:
+    project.manifest('[steps.x]\ncommand = "echo 1 > tool; chmod +x tool; echo 2 > text"\noutputs = ["tool", "text"]\n')
+    for _ in range(2):  # Made, then restored.
+        project.build()
+        modes = [stat.S_IMODE((project.root / name).stat().st_mode) & 0o111 != 0 for name in ("tool", "text")]
+        assert modes == [True, False]
+        os.unlink(project.root / "tool")
+
+
+@pytest.mark.parametrize("size", [6, 300_000])
+def test_a_corrupt_object_of_any_size_is_never_laid_out(project: Project, size: int) -> None:
+    project.manifest(f'[steps.x]\ncommand = "head -c {size} /dev/zero > out.bin"\noutputs = ["out.bin"]\n')
+    project.build()
+    for path in (project.root / ".cas/v2/objects").rglob("*"):
+        if path.is_file() and path.suffix != ".meta" and path.stat().st_size >= size:
+            path.chmod(0o644)
+            path.write_bytes(b"\1" * path.stat().st_size)
+    os.unlink(project.root / "out.bin")
+    project.build()
+    assert (project.root / "out.bin").read_bytes() == bytes(size)
+
+
+# Surroundings
+
+
+def test_a_tool_counts_even_where_its_root_is_keyed_by_something_else(project: Project) -> None:
+    project.write("tools/version", "1\n")
+    project.write("tools/bin/greet", "#!/bin/sh\necho hi\n", executable=True)
+    project.manifest("""
+        [roots.tools]
+        path = "tools"
+        key = ["tools/version"]
+        [steps.program]
+        command = ["greet"]
+        roots = ["tools"]
+        path = ["tools/bin"]
+        [steps.tool]
+        command = "greet"
+        tools = ["greet"]
+        roots = ["tools"]
+        path = ["tools/bin"]
+    """)
+    project.build()
+    project.write("tools/bin/greet", "#!/bin/sh\necho hello\n", executable=True)
+    again = project.build()
+    assert again.counts == {"ran": 2}
+    assert again.step("tool")["reason"] == again.step("program")["reason"] == "tool greet changed"
+
+
+def test_secrets_do_not_pass_by_a_pattern(project: Project) -> None:
+    project.manifest("""
+        [steps.pattern]
+        command = "echo ${MY_NAME:-none} ${MY_TOKEN:-none}"
+        pass_env = ["MY_*"]
+        [steps.exact]
+        command = "echo ${MY_TOKEN:-none}"
+        pass_env = ["MY_TOKEN"]
+    """)
+    project.build(env={"MY_NAME": "name", "MY_TOKEN": "token"})
+    assert project.run("log", "pattern").out == "name none\n"
+    assert project.run("log", "exact").out == "token\n"
+
+
+# Nothing to do?
+
+
+def test_another_setting_of_the_environment_is_another_question(one: Project) -> None:
+    settle(one)
+    assert "nothing to do" in one.run("build").err
+    assert "nothing to do" not in one.run("build", env={"REQUIEM_SANDBOX": "process"}).err
+
+
+def test_a_system_that_changed_is_something_to_do(
+    one: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one.build()
+    cache = tmp_path / "cache"  # Of our own: what it knows of /usr/local is lost below.
+    shutil.copytree(CACHE, cache, ignore=shutil.ignore_patterns("*.[0-9]*"))
+    environment = one.environment({"XDG_CACHE_HOME": str(cache)})
+    settle(one, environment)
+    root = str(one.root)
+    assert noop.nothing_to_do(root, "requiem.toml", root, (), environment) == 1
+    (tmp_path / "local").mkdir()
+    monkeypatch.setattr(system, "_LOCAL", str(tmp_path / "local"))
+    assert noop.nothing_to_do(root, "requiem.toml", root, (), environment) is None
+
+
+# The schedule
+
+
+@dataclass(frozen=True)
+class Ended:
+    ok: bool
+
+
+def test_a_step_that_runs_on_after_the_stop_is_told_again() -> None:
+    told = threading.Event()
+    calls: list[float] = []
+
+    def insist() -> None:
+        calls.append(time.monotonic())
+        if len(calls) == 2:  # The first call came too early for it.
+            told.set()
+
+    stop = Stop(insist)
+
+    def begin(name: str, needed: Mapping[str, Ended]) -> Callable[[], Ended]:
+        stop.requested = True
+        return lambda: Ended(told.wait(10))
+
+    plan = Plan({"x": Instance("x", "x", ("true",), "true")})
+    outcomes: list[Ended | None] = []
+    Schedule(
+        plan,
+        Frontier(plan, plan_order),
+        begin,
+        workers=1,
+        keep_going=False,
+        settled=lambda name, outcome: outcomes.append(outcome),
+        stop=stop,
+    ).run()
+    assert outcomes == [Ended(True)]
