@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
+JOBS_MAX = 4096
 QUIET = ("-q", "--quiet")
 DIRECTORY = ("-C", "--directory")
 JOBS = ("-j", "--jobs")
@@ -15,19 +17,35 @@ def main() -> None:
     import gc
 
     gc.disable()  # A short life: what is made is needed to the end. The command line turns it on again.
+    _open_what_is_closed()
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
         from . import __version__
 
-        print(f"requiem {__version__}")
+        try:
+            os.write(1, f"requiem {__version__}\n".encode())
+        except OSError:
+            os._exit(4)
         return
     if _nothing_to_do(arguments):
-        sys.stdout.flush()
         os._exit(0)
     gc.enable()
     from .cli.app import run
 
     sys.exit(run(arguments))
+
+
+def _open_what_is_closed() -> None:
+    """A closed standard stream would be given to the next file that is opened: the null device takes its place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as we live
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as we live
 
 
 def parse_plain(arguments: list[str]) -> tuple[bool, str | None, tuple[str, ...]] | None:
@@ -42,7 +60,8 @@ def parse_plain(arguments: list[str]) -> tuple[bool, str | None, tuple[str, ...]
             if directory is None:
                 return None
         elif word in JOBS and seen_build:
-            if not next(words, "").isdigit():
+            count = next(words, "")
+            if not count.isdigit() or not 0 < int(count) <= JOBS_MAX:
                 return None
         elif word.startswith("-"):
             return None
@@ -71,7 +90,8 @@ def _nothing_to_do(arguments: list[str]) -> bool:
     if steps is None:
         return False
     if not quiet:
-        sys.stderr.write(f"nothing to do: {steps} step{'s' if steps != 1 else ''} up to date\n")
+        with suppress(OSError):
+            os.write(2, f"nothing to do: {steps} step{'s' if steps != 1 else ''} up to date\n".encode())
     return True
 
 

@@ -145,7 +145,8 @@ def _environment_fault(error: OSError) -> RequiemError:
         errno.EACCES: "permission denied",
         errno.EPERM: "permission denied",
     }.get(error.errno or 0, error.strerror or str(error))
-    facts = [("path", os.fsdecode(error.filename))] if error.filename else []
+    named = isinstance(error.filename, str | bytes)
+    facts = [("path", os.fsdecode(error.filename))] if named else []
     return EnvironmentFault(what, facts=facts)
 
 

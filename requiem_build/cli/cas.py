@@ -15,7 +15,7 @@ from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..engine import site as places
 from ..engine.options import Options
 from ..store.layout import Store
-from .console import write_bytes, write_out
+from .console import write_bytes, write_err, write_out
 from .globals import Globals
 
 
@@ -142,7 +142,7 @@ def verify(context: click.Context) -> int:
     else:
         for problem in problems:
             write_out(f"{problem['digest'] or problem['path']}  {problem['reason']}\n")
-        sys.stderr.write(f"{len(problems)} damaged\n" if problems else "every object is what its name says\n")
+        write_err(f"{len(problems)} damaged\n" if problems else "every object is what its name says\n")
     return 3 if problems else 0
 
 

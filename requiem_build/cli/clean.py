@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import click
 
 from ..engine.clean import clean
 from ..engine.options import Options
-from .console import Console, plain, write_out
+from .console import Console, plain, write_err, write_out
 from .globals import Globals
 
 
@@ -38,11 +37,11 @@ def command(context: click.Context, targets: tuple[str, ...], dry_run: bool, no_
         write_out(json.dumps(answer, sort_keys=True) + "\n")
         return 0
     for path in cleaned.kept:
-        sys.stderr.write(f'warning: kept "{plain(path)}": it is not as it was made\n')
+        write_err(f'warning: kept "{plain(path)}": it is not as it was made\n')
     if shared.verbose:
         for path in cleaned.removed:
-            sys.stderr.write(f"removed  {plain(path)}\n")
+            write_err(f"removed  {plain(path)}\n")
     if not shared.quiet:
         verb = "would remove" if dry_run else "removed"
-        sys.stderr.write(f"{verb} {len(cleaned.removed)} output{'s' if len(cleaned.removed) != 1 else ''}\n")
+        write_err(f"{verb} {len(cleaned.removed)} output{'s' if len(cleaned.removed) != 1 else ''}\n")
     return 0

@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from ..core.digest import EMPTY, Digest
@@ -154,7 +155,7 @@ class Console:
         if self._live:
             self._live.print(text)
         else:
-            sys.stderr.write(text + "\n")
+            write_err(text + "\n")
 
     # The end
 
@@ -168,19 +169,19 @@ class Console:
             return
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if name != "total" and count)
         if report.dry_run:
-            sys.stderr.write(f"would build: {told or 'nothing'}\n")
+            write_err(f"would build: {told or 'nothing'}\n")
         elif report.exit_code >= 128:
-            sys.stderr.write(f"interrupted: {told or 'nothing done'}\n")
+            write_err(f"interrupted: {told or 'nothing done'}\n")
         elif not report.ok:
-            sys.stderr.write(self._paint("failed", "31;1") + f": {told} in {duration(report.duration_ms)}\n")
+            write_err(self._paint("failed", "31;1") + f": {told} in {duration(report.duration_ms)}\n")
         elif counts["fresh"] == counts["total"]:
             steps = f"{counts['total']} step{'s' if counts['total'] != 1 else ''}"
-            sys.stderr.write(f"nothing to do: {steps} up to date\n")
+            write_err(f"nothing to do: {steps} up to date\n")
         else:
-            sys.stderr.write(self._paint("built", "32") + f": {told} in {duration(report.duration_ms)}\n")
+            write_err(self._paint("built", "32") + f": {told} in {duration(report.duration_ms)}\n")
 
     def _failure(self, step: StepFinished) -> None:
-        write = sys.stderr.write
+        write = write_err
         write("\n" + self._paint("error", "31;1") + f': step "{plain(step.name)}" failed: {plain(step.failure)}\n')
         facts = []
         if step.name in self._shown:
@@ -247,7 +248,7 @@ class Live:
 
     def print(self, text: str) -> None:
         if self._progress is None:
-            sys.stderr.write(text + "\n")
+            write_err(text + "\n")
         else:
             from rich.text import Text
 
@@ -269,7 +270,7 @@ def print_error(error: RequiemError, *, color: bool = False) -> None:
         lines.append(f"  {(label + ':').ljust(width + 1)} {indented}")
     if error.hint:
         lines.append(f"  hint: {plain_lines(error.hint)}")
-    sys.stderr.write("\n".join(lines) + "\n")
+    write_err("\n".join(lines) + "\n")
 
 
 def plain_lines(text: str) -> str:
@@ -278,6 +279,13 @@ def plain_lines(text: str) -> str:
 
 class ReaderGone(Exception):
     """Whoever read our stdout has closed it."""
+
+
+def write_err(text: str) -> None:
+    """For a person. Nobody may be listening, and that changes nothing."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 def write_out(text: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from ..core.request import parse_request
@@ -11,7 +9,7 @@ from ..engine.execute import execute
 from ..engine.options import Options
 from ..engine.site import find_site, open_store, prepare_dot
 from .build import heeding_signals
-from .console import plain, write_bytes
+from .console import plain, write_bytes, write_err
 from .globals import Globals
 from .inspect import read_file
 
@@ -29,5 +27,5 @@ def command(context: click.Context, file: str) -> int:
         ran = execute(request, site, open_store(site), heed)
     write_bytes(ran.result.encoded + b"\n")
     if ran.failure:
-        sys.stderr.write(f"error: the step failed: {plain(ran.failure)}\n")
+        write_err(f"error: the step failed: {plain(ran.failure)}\n")
     return 1 if ran.failure else 0

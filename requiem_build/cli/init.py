@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 
 import click
 
 from ..core.errors import EnvironmentFault, UsageError
-from .console import write_out
+from .console import write_err, write_out
 from .globals import Globals
 
 _MANIFEST = """\
@@ -69,7 +68,7 @@ def command(context: click.Context, directory: str | None) -> int:
     if shared.json:
         write_out(json.dumps({"path": path, "schema": "requiem.init/1"}) + "\n")
     elif not shared.quiet:
-        sys.stderr.write(f"wrote {os.path.normpath(path)}; now: requiem build\n")
+        write_err(f"wrote {os.path.normpath(path)}; now: requiem build\n")
     return 0
 
 

@@ -22,7 +22,7 @@ from ..engine.site import find_site
 from ..store.layout import Store
 from ..store.records import Kept
 from .cas import open_store
-from .console import Console, plain, write_bytes, write_out
+from .console import Console, plain, write_bytes, write_err, write_out
 from .globals import Globals
 
 SCHEMAS = ("manifest", "request", "result", "record", "meta", "event", "report")
@@ -174,7 +174,7 @@ def log(context: click.Context, step: str) -> None:
         write_out(json.dumps(answer, sort_keys=True, ensure_ascii=False) + "\n")
         return
     console = Console(color=shared.color, quiet=True, verbose=False, explain=False, environment=shared.environment)
-    sys.stderr.write(f"{plain(step)}: {event['state']}, {plain(event['failure'] or event['reason'])}\n")
+    write_err(f"{plain(step)}: {event['state']}, {plain(event['failure'] or event['reason'])}\n")
     for content in streams.values():
         if content:
             write_out(console.show(content) + "\n")

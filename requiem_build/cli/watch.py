@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 from types import FrameType
 
 import click
@@ -13,7 +12,7 @@ from ..engine import build as engine
 from ..engine.site import find_site
 from ..engine.watch import Watch, is_nothing_to_do
 from .build import make_options, parse_sets
-from .console import Console, print_error
+from .console import Console, print_error, write_err
 from .globals import Globals
 
 
@@ -82,8 +81,7 @@ def command(
 
     def idle() -> None:
         if not shared.quiet:
-            sys.stderr.write("watching for changes, Ctrl-C ends\n")
-            sys.stderr.flush()
+            write_err("watching for changes, Ctrl-C ends\n")
 
     watch = Watch(site.root, build, failed, idle)
 

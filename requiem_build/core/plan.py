@@ -168,7 +168,7 @@ def _ordered(expansion: Expansion, linker: Linker) -> list[str]:
 
 
 def kahn(waits: Mapping[str, Iterable[str]]) -> list[str]:
-    """First what waits for nothing, in the mapping's order; then each one taken appends what it was the last to hold up.
+    """First what waits for nothing, in the mapping's order; each one taken appends what it was the last to hold up.
 
     What lies on or behind a cycle is left out. A test holds it against networkx, whose import would cost more than
     the whole plan of a thousand steps.

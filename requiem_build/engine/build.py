@@ -14,7 +14,7 @@ from ..core.digest import Digest
 from ..core.errors import Interrupted, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
-from ..core.patterns import escape, is_pattern, unescape
+from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -127,7 +127,15 @@ class _Run:
             device=os.stat(site.root).st_dev,
         )
         workspace = Workspace(site.root, stamps, blobs)
-        layout = Layout(site.root, self.run_id, stamps, blobs, self.memory.made(), lambda text: self.emit(Warned(text)))
+        layout = Layout(
+            site.root,
+            self.run_id,
+            stamps,
+            blobs,
+            self.memory.made(),
+            plan.declared,
+            lambda text: self.emit(Warned(text)),
+        )
         surroundings = Surroundings(
             site.root,
             plan.roots,
@@ -137,7 +145,7 @@ class _Run:
             host_env=options.environment,
         )
         if not options.dry_run:
-            self._guard(layout, stamps)
+            self._guard(layout)
         with self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
             on_start(Running(self.interrupt, blobs.get, site.root))
@@ -149,26 +157,24 @@ class _Run:
 
     # Guard: nothing changes before this has passed
 
-    def _guard(self, layout: Layout, stamps: Stamps) -> None:
+    def _guard(self, layout: Layout) -> None:
         """Refuses to replace what git tracks: it is somebody's, whatever the manifest says."""
         made = self.memory.made()
-        strange = []
+        strange: dict[str, str] = {}
         for name, instance in self.planned.plan.instances.items():
-            if not instance.lay_out or name in self.memory.steps:
-                continue
-            for path in map(unescape, (out for out in instance.outputs if not is_pattern(out))):
-                full = os.path.join(self.site.root, path.rstrip("/"))
-                if path not in made and os.path.lexists(full):
-                    strange.append(path)
+            for declared in instance.outputs:
+                path = compile_pattern(declared).prefix if is_pattern(declared) else unescape(declared)
+                if path not in made and os.path.lexists(os.path.join(self.site.root, path.rstrip("/"))):
+                    strange[path.rstrip("/")] = name
         if not strange:
             return
-        tracked = tracked_by_git(self.site.root, [path.rstrip("/") for path in strange])
-        for path in tracked:
-            if not layout.knows(path):
-                owner = next(out for out in strange if path == out.rstrip("/") or path.startswith(out))
+        outputs = Outputs(self.planned.plan.declared)
+        for path in tracked_by_git(self.site.root, list(strange)):
+            if outputs.covers(path) and path not in made and not layout.knows(path):
+                owner = next(top for top in strange if top in (path, ".") or path.startswith(top + "/"))
                 raise UsageError(
                     f'"{path}" is tracked by git, and a step would replace it',
-                    facts=[("output", owner), ("step", self.planned.plan.declared.get(escape(owner), "?"))],
+                    facts=[("step", strange[owner])],
                     hint="git rm --cached it if it is generated, or give the output another path",
                 )
 
@@ -297,13 +303,19 @@ class _Run:
         plan = self.planned.plan
         alive = set(plan.declared.values())
         outputs = Outputs(plan.declared)
+        kept = {item.path for instance in plan.instances.values() for item in instance.inputs if item.producer is None}
+        vanished: dict[str, str] = {}
         for name, step in list(self.memory.steps.items()):
             if name in alive or name in plan.instances or step.variant != self.options.variant:
                 continue
             for path in step.outputs:
-                if not outputs.has(path.rstrip("/")):
-                    layout.remove(path)
+                if not outputs.has(path.rstrip("/")) and path not in kept:
+                    vanished[path] = name
             del self.memory.steps[name]
+        tracked = set(tracked_by_git(self.site.root, [path.rstrip("/") for path in vanished])) if vanished else set()
+        for path in vanished:
+            if not any(each == path.rstrip("/") or each.startswith(path) for each in tracked):
+                layout.remove(path)
         stamps.settle()
         self._forget_the_unseen(stamps)
         self.memory.last_run = self.run_id

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from ..core.errors import EnvironmentFault, UsageError
 from ..core.events import Listener, Warned
 from ..core.patterns import is_pattern, unescape
 from ..executors.blobs import Blobs
@@ -40,14 +42,14 @@ def clean(options: Options, listener: Listener) -> Cleaned:
         store = open_store(site)
         blobs = Blobs(store.objects)
         stamps = Stamps(memory.known)
-        layout = Layout(site.root, new_run_id(), stamps, blobs, memory.made(), lambda text: listener(Warned(text)))
+        layout = Layout(site.root, new_run_id(), stamps, blobs, memory.made(), {}, lambda text: listener(Warned(text)))
         removed: list[str] = []
         kept: list[str] = []
         for name in list(memory.steps):
             if wanted is not None and name not in wanted:
                 continue
             for path, entry in memory.steps[name].outputs.items():
-                if layout.current(path) is None:
+                if not os.path.lexists(os.path.join(site.root, path.rstrip("/"))):
                     continue
                 if options.dry_run:
                     (removed if layout.is_right(path, entry) else kept).append(path)
@@ -69,7 +71,11 @@ def _clean_unremembered(path: str, layout: Layout, removed: list[str], kept: lis
     """Without memory, the store is the witness: what it knows by digest was made (or at least can be had again)."""
     if path in removed or path in kept:
         return
-    entry = layout.current(path)
+    try:
+        entry = layout.current(path)
+    except (UsageError, EnvironmentFault):
+        kept.append(path)
+        return
     if entry is None:
         return
     if layout.knows_entry(entry):

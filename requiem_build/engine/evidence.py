@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from ..core.digest import object_digest
 from ..core.patterns import Pattern, compile_pattern, is_pattern, unescape
 from .stamps import NOTHING, Stamp, is_racy, stamp_at, stamp_of
+from .workspace import Look, kind_by_mode
 
 Item = tuple[Stamp, bool, str]
 """Stamp, whether it is racy, witness."""
@@ -44,6 +45,14 @@ class Outputs:
         """Whether a file, or a directory as a whole, is an output."""
         return path in self.files or any(pattern(path) for pattern in self._patterns)
 
+    def covers(self, path: str) -> bool:
+        """Whether a path is an output or lies inside a directory that is one."""
+        while path and path != ".":
+            if self.has(path):
+                return True
+            path = os.path.dirname(path)
+        return False
+
     def below(self, directory: str) -> list[str]:
         """The directories above outputs that lie directly in one directory (`` is the root)."""
         return [path for path in self.parents if os.path.dirname(path) == directory]
@@ -67,15 +76,11 @@ def witness(path: str, relative: str | None, outputs: Outputs) -> str:
 
 
 def _names(path: str, relative: str | None, outputs: Outputs) -> list[str]:
-    prefix = "" if relative in (None, "") else f"{relative}/"
     found = []
     try:
         with os.scandir(path) as items:
             for item in items:
-                here = prefix + item.name
-                if relative is not None and (
-                    outputs.has(here) or here in outputs.parents or here in (".requiem", ".cas")
-                ):
+                if not _counts(relative, item.name, outputs):
                     continue
                 kind = "l" if item.is_symlink() else "d" if item.is_dir(follow_symlinks=False) else "f"
                 found.append(f"{kind} {item.name}")
@@ -84,22 +89,48 @@ def _names(path: str, relative: str | None, outputs: Outputs) -> list[str]:
     return sorted(found)
 
 
+def _counts(relative: str | None, name: str, outputs: Outputs) -> bool:
+    """Whether a name in a directory is the user's: neither an output, nor on the way to one, nor our own."""
+    if relative is None:
+        return True
+    here = f"{relative}/{name}" if relative else name
+    return not (outputs.has(here) or here in outputs.parents or here in (".requiem", ".cas"))
+
+
 def _listing(names: Iterable[str]) -> str:
     return "dir " + object_digest("\0".join(names).encode("utf-8", "surrogateescape"))
 
 
-def gather(root: str, stamps: Mapping[str, Stamp], outputs: Outputs) -> dict[str, Item]:
-    """The evidence of everything that was looked at, and of the output directories inside it."""
+def gather(root: str, looks: Mapping[str, Look], outputs: Outputs) -> dict[str, Item]:
+    """The evidence of everything that was looked at, as it was seen then, and of the output directories inside it."""
     found: dict[str, Item] = {}
-    pending = list(stamps)
+    for path, look in looks.items():
+        relative = _relative(root, path)
+        if relative is None or not outputs.has(relative):
+            found[path] = (look.stamp, look.racy, _seen(look, relative, outputs))
+    pending = [path for path, (_, _, taken) in found.items() if taken.startswith("dir ")]
     for path in pending:
         relative = _relative(root, path)
-        if path in found or (relative is not None and outputs.has(relative)):
-            continue
-        found[path] = _take(path, relative, outputs)
-        if found[path][2].startswith("dir ") and relative is not None:
-            pending.extend(os.path.join(root, below) for below in outputs.below(relative))
+        if relative is not None:
+            for below in outputs.below(relative):
+                full = os.path.join(root, below)
+                if full not in found:
+                    found[full] = _take(full, below, outputs)
+                    pending.append(full)
     return found
+
+
+def _seen(look: Look, relative: str | None, outputs: Outputs) -> str:
+    """The witness of what was seen when it was looked at, whatever stands there by now."""
+    if look.link is not None:
+        return "link " + look.link
+    if look.names is not None:
+        if not look.names and look.stamp == NOTHING:
+            return _listing(()) if relative in outputs.parents else ""
+        letters = {"link": "l", "dir": "d"}
+        names = ((letters.get(kind, "f"), name) for name, kind in look.names.items())
+        return _listing(sorted(f"{letter} {name}" for letter, name in names if _counts(relative, name, outputs)))
+    return "" if look.content is None else object_digest(look.content)
 
 
 def _take(path: str, relative: str | None, outputs: Outputs) -> Item:
@@ -112,6 +143,18 @@ def _relative(root: str, path: str) -> str | None:
     if path == root:
         return ""
     return path[len(root) + 1 :] if path.startswith(root + "/") else None
+
+
+def kinds_hold(kinds: Mapping[str, str | None]) -> bool:
+    """Whether what was asked for by its name is still of the same kind, or absent as it was."""
+    for path, kind in kinds.items():
+        try:
+            now: str | None = kind_by_mode(os.lstat(path).st_mode)
+        except OSError:
+            now = None
+        if now != kind:
+            return False
+    return True
 
 
 def still_holds(root: str, evidence: dict[str, Item], outputs: Outputs) -> bool:

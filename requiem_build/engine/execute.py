@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from ..core.digest import Digest
 from ..core.entries import Tree
-from ..core.errors import EnvironmentFault, UnknownName
+from ..core.errors import EnvironmentFault, RequestError, UnknownName
 from ..core.instance import Instance
 from ..core.policy import Limits
 from ..core.request import Request
@@ -30,6 +30,7 @@ def execute(request: Request, site: Site, store: Store, on_start: Callable[[Call
     """
     if request.discovered is not None or request.discover:
         raise EnvironmentFault("a request with discover cannot be run alone: what it may see is not in it")
+    _check_paths(request, site)
     _check_host(request, site)
     blobs = Blobs(store.objects)
     _check_objects(request, blobs)
@@ -43,6 +44,21 @@ def execute(request: Request, site: Site, store: Store, on_start: Callable[[Call
     finally:
         executor.close()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_paths(request: Request, site: Site) -> None:
+    """Raises RequestError for paths that no directory can hold together."""
+    level = request.policy.sandbox
+    if request.cwd.startswith("/") == (level == "strict") or (
+        level != "strict" and request.cwd != site.root and not request.cwd.startswith(site.root + "/")
+    ):
+        raise RequestError(f"request.cwd {request.cwd!r} does not fit the level {level} in this workspace")
+    for path in request.inputs:
+        parent = os.path.dirname(path.rstrip("/"))
+        while parent:
+            if parent in request.inputs:
+                raise RequestError(f"request.inputs has both {parent!r} and {path!r} below it")
+            parent = os.path.dirname(parent)
 
 
 def _check_host(request: Request, site: Site) -> None:

@@ -12,6 +12,8 @@ from ..core.policy import WORKSPACE
 from ..core.request import Request
 
 HINTS_MAX = 5
+LINE_MAX = 400
+LINES_MAX = 300
 _NAME = r"[^\s'\"`:;,()<>|]+"
 _MENTIONS = [
     re.compile(p)
@@ -37,6 +39,7 @@ def for_failure(
     instance: Instance, text: str, root: str, *, visible: Collection[str], request: Request
 ) -> tuple[str, ...]:
     """TOML lines to add, for what a failed step's output mentions."""
+    text = "\n".join(line[:LINE_MAX] for line in text.splitlines()[-LINES_MAX:])  # Minified code is no message.
     found: dict[str, None] = {}
     for mention in _mentions(text):
         for path in _candidates(mention, instance, root):
@@ -89,8 +92,9 @@ def _covered(path: str, visible: Collection[str]) -> bool:
 
 
 def _input_line(instance: Instance, path: str) -> str:
-    written = posixpath.relpath(path, "." if instance.name.count("/") == 0 else posixpath.dirname(instance.name))
-    written = written + "/" if path.endswith("/") else written
+    folder = posixpath.dirname(instance.step)  # Of the manifest that has the step.
+    inside = folder and path.startswith(folder + "/")
+    written = path if not folder else path[len(folder) + 1 :] if inside else "//" + path
     return f'"{path}" exists but is not an input of "{instance.name}": inputs = [..., "{written}"]'
 
 

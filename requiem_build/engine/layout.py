@@ -15,7 +15,8 @@ from contextlib import suppress
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
-from ..core.errors import EnvironmentFault, UsageError
+from ..core.errors import CorruptObject, EnvironmentFault, MissingObject, UsageError
+from ..core.patterns import is_pattern, unescape
 from ..executors.blobs import EACH_MAX, Blobs
 from .stamps import Stamps, stamp_at
 from .workspace import DOT
@@ -24,27 +25,40 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Layout:
-    """`made` maps each path that we put here to what we put; `warn` is told of what was moved aside."""
+    """`made` maps each path that we put here to what we put, `declared` each output to its instance.
+
+    `warn` is told of what was moved aside.
+    """
 
     def __init__(
-        self, root: str, run: str, stamps: Stamps, blobs: Blobs, made: Mapping[str, Entry], warn: Callable[[str], None]
+        self,
+        root: str,
+        run: str,
+        stamps: Stamps,
+        blobs: Blobs,
+        made: Mapping[str, Entry],
+        declared: Mapping[str, str],
+        warn: Callable[[str], None],
     ) -> None:
         self.root = root
         self._run = run
         self._stamps = stamps
         self._blobs = blobs
         self._made = dict(made)
+        self._declared = {unescape(path): name for path, name in declared.items() if not is_pattern(path)}
+        self._owner: dict[str, str] = {}
         self._warn = warn
         self._counter = 0
         self._lock = threading.Lock()
         self._parents: set[str] = set()
         self._tmp = os.path.join(root, DOT, "tmp")
+        self._near: dict[str, bool] = {}
 
     def is_right(self, path: str, entry: Entry) -> bool:
         """Whether exactly this stands there already."""
         try:
             return self.current(path) == entry
-        except UsageError:
+        except (UsageError, EnvironmentFault):  # A special file, or one that cannot be read: something else.
             return False
 
     def current(self, path: str) -> Entry | None:
@@ -64,7 +78,7 @@ class Layout:
     def adopt(self, path: str, entry: Entry) -> None:
         self._made[path] = entry
 
-    def lay_out(self, outputs: Mapping[str, Entry], previous: Iterable[str]) -> bool:
+    def lay_out(self, name: str, outputs: Mapping[str, Entry], previous: Iterable[str]) -> bool:
         """Makes the workspace hold exactly these, without what the step made before. Returns whether it changed."""
         changed = False
         for path, entry in outputs.items():
@@ -72,16 +86,27 @@ class Layout:
                 self._place(path, entry)
                 changed = True
             self._made[path] = entry
+            self._owner[path] = name
         for path in previous:
-            if path not in outputs:
+            another = self._owner.get(path) or self._declared.get(path)
+            if path not in outputs and another in (None, name):
                 changed |= self.remove(path)
         return changed
+
+    def make_room(self, paths: Iterable[str]) -> None:
+        """Takes away or moves aside what stands at outputs' paths, for a step that runs right here."""
+        for path in paths:
+            full = os.path.join(self.root, path.rstrip("/"))
+            self._make_parents(path.rstrip("/"))
+            self._clear_the_way(path, full)
+            _remove(full)
+            self._stamps.forget(full)
 
     def _place(self, path: str, entry: Entry) -> None:
         full = os.path.join(self.root, path.rstrip("/"))
         self._make_parents(path.rstrip("/"))
         self._clear_the_way(path, full)
-        temporary = self._temporary()
+        temporary = self._temporary(os.path.dirname(full))
         try:
             match entry:
                 case File():
@@ -133,7 +158,7 @@ class Layout:
                         pending.append((path, entry.digest))
 
     def _swap(self, new: str, full: str, path: str) -> None:
-        old = self._temporary()
+        old = self._temporary(os.path.dirname(full))
         with suppress(FileNotFoundError):
             os.rename(full, old)
         os.rename(new, full)
@@ -159,31 +184,53 @@ class Layout:
         """Neither our memory nor the store knows its content: then it is somebody's."""
         try:
             current = self._stamps.entry(full)
-        except UsageError:
+        except (UsageError, EnvironmentFault):
             return False
         if current is None or current == self._made.get(path):
             return True
         return isinstance(current, File) and self._blobs.objects.has(current.digest)
 
     def _foreign_in(self, path: str, full: str) -> list[str]:
+        """What of a directory at an output's place is somebody's: files, links and empty directories not made by us."""
         made = self._made.get(path)
-        with suppress(UsageError):
+        with suppress(UsageError, EnvironmentFault):
             if made is not None and self._stamps.tree(full) == made:
                 return []
+        ours = self._inside(path, made) if isinstance(made, Tree) else {}
         foreign = []
-        for directory, _, names in os.walk(full):
-            for name in names:
-                here = os.path.join(directory, name)
-                relative = os.path.relpath(here, self.root)
-                if not os.path.islink(here) and not self._is_ours(relative, here):
-                    foreign.append(relative)
+        for directory, folders, names in os.walk(full):
+            relative = os.path.relpath(directory, self.root)
+            if not folders and not names and relative + "/" not in ours and directory != full:
+                foreign.append(relative)
+            for name in (*names, *folders):
+                here = os.path.join(relative, name)
+                if os.path.islink(os.path.join(directory, name)):
+                    entry = ours.get(here)
+                    if not isinstance(entry, Link) or entry.target != os.readlink(os.path.join(directory, name)):
+                        foreign.append(here)
+                elif name in names and not self._is_ours(here, os.path.join(directory, name)):
+                    foreign.append(here)
         return foreign
+
+    def _inside(self, path: str, tree: Tree) -> dict[str, Entry]:
+        """Every path of a directory that we made, as far as the store still knows it."""
+        found: dict[str, Entry] = {}
+        pending: list[tuple[str, Tree]] = [(path, tree)]
+        for prefix, directory in pending:
+            with suppress(CorruptObject, MissingObject):
+                for name, entry in parse_tree(self._blobs.get(directory.digest)):
+                    if isinstance(entry, Tree):
+                        found[f"{prefix}{name}/"] = entry
+                        pending.append((f"{prefix}{name}/", entry))
+                    else:
+                        found[prefix + name] = entry
+        return found
 
     def displace(self, path: str) -> None:
         """Moves something that is not ours to `.requiem/displaced/RUN/`."""
         target = os.path.join(self.root, DOT, "displaced", self._run, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        os.rename(os.path.join(self.root, path), target)
+        shutil.move(os.path.join(self.root, path), target)
         shown = os.path.relpath(target, self.root)
         self._warn(f'"{path}" was not made by Requiem and stood in an output\'s place: moved to {shown}')
 
@@ -263,10 +310,14 @@ class Layout:
                 raise UsageError(f'the output "{path}" lies below "{part}", which is a file') from None
             raise
 
-    def _temporary(self) -> str:
+    def _temporary(self, directory: str) -> str:
+        """A free name on the file system of a directory: in our scratch, or beside the output on another mount."""
         with self._lock:
             self._counter += 1
-            return os.path.join(self._tmp, f"{os.getpid()}-{self._counter}")
+            name = f"{os.getpid()}-{self._counter}"
+        if directory not in self._near:
+            self._near[directory] = os.stat(directory).st_dev == os.stat(self._tmp).st_dev
+        return os.path.join(self._tmp, name) if self._near[directory] else os.path.join(directory, f".requiem-{name}")
 
 
 def _remove(path: str) -> None:
@@ -279,7 +330,10 @@ def _remove(path: str) -> None:
 
 
 def tracked_by_git(root: str, paths: list[str]) -> list[str]:
-    """Which of the workspace's paths git tracks (a directory stands for all below it); none without git."""
+    """Which of the workspace's paths git tracks (a directory stands for all below it); none outside of a repository.
+
+    Raises EnvironmentFault if there is a repository and git cannot say.
+    """
     import subprocess
 
     directory = root
@@ -288,13 +342,21 @@ def tracked_by_git(root: str, paths: list[str]) -> list[str]:
         if parent == directory:
             return []
         directory = parent
+    # A repository of another user, or a hook's variables, must not make git look away.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     found: list[str] = []
     for start in range(0, len(paths), 500):
-        command = ["git", "-C", root, "ls-files", "-z", "--", *(f":(literal){p}" for p in paths[start : start + 500])]
+        wanted = [f":(literal){path}" for path in paths[start : start + 500]]
+        command = ["git", "-c", "safe.directory=*", "-C", root, "ls-files", "-z", "--", *wanted]
         try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except OSError:
-            return []
-        if done.returncode == 0:
-            found.extend(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
+            done = subprocess.run(command, capture_output=True, check=False, env=environment)
+            failed, why = done.returncode != 0, done.stderr.decode("utf-8", "replace").strip()[:200]
+        except OSError as error:
+            failed, why = True, error.strerror or str(error)
+        if failed:
+            raise EnvironmentFault(
+                "git cannot say which files at outputs' places it tracks",
+                facts=[("repository", directory), ("git", why)],
+            )
+        found.extend(os.fsdecode(name) for name in done.stdout.split(b"\0") if name)
     return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..core.digest import object_digest
 from ..sandbox.system import system_digest
 from . import sealed
-from .stamps import NOTHING, Stamp, is_racy, stamp_of
+from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_of
 
 if TYPE_CHECKING:
     from .options import Options
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RACY_MAX = 64
 RACY_BYTES_MAX = 1 << 20
-SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS")
+SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HOME", "HOME")
 
 
 def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[object, ...]:
@@ -42,32 +42,33 @@ def remember(
     site: Site, options: Options, planned: Planned, stamps: Stamps, surroundings: Surroundings, steps: int
 ) -> None:
     """Writes down what a plain build rested on. Builds with other flags are not plain, and forget nothing."""
-    if not is_plain(options):
-        return
+    instances = planned.plan.instances.values()
+    if not is_plain(options) or not stamps.settled or not all(i.lay_out for i in instances):
+        return  # What is only in the store must be looked for there.
     items: dict[str, Stamp] = {path: stamp for path, (stamp, _, _) in planned.evidence.items()}
     items |= stamps.seen
     from .settings import config_path
 
-    config = config_path(options.environment)
-    items[config] = _stamp(config)
+    for path in (*links_of(config_path(options.environment)), *planned.kinds):
+        items.setdefault(path, _stamp(path))
     now = time.time_ns()
     witnesses: dict[str, str] = {}
     for path, stamp in items.items():
-        if stamps.fine or not is_racy(stamp, now):
+        if not is_racy(stamp, now) or (stamps.fine and path.startswith(site.root)):
             continue
         known = stamps.known.get(path)
         if known is None or len(known[2]) != 3 or known[0][2] > RACY_BYTES_MAX or len(witnesses) >= RACY_MAX:
             return  # Too new to be believed and too much to read again each time: the full build will look.
         witnesses[path] = str(known[2][0])
-    patterns = sorted({p for i in planned.plan.instances.values() for p in i.pass_env})
-    passed = {n: options.environment[n] for i in planned.plan.instances.values() for n in surroundings.passed(i)}
+    patterns = sorted({p for i in instances for p in i.pass_env})
+    passed = {n: options.environment[n] for i in instances for n in surroundings.passed(i)}
     sealed.save(
         _path(site.dot),
         site.seal,
         (
             question(site.manifest, options.start, options.targets),
             steps,
-            {name: options.environment.get(name) for name in SETTINGS},
+            _settings(options.environment),
             patterns,
             passed,
             surroundings.system(),
@@ -101,7 +102,7 @@ def nothing_to_do(
     asked, steps, settings, patterns, passed, system, paths, expected, witnesses = value
     if asked != question(manifest, start, targets):
         return None
-    if any(environment.get(name) != setting for name, setting in settings.items()):
+    if settings != _settings(environment):
         return None
     if patterns and not _same_environment(patterns, passed, environment):
         return None
@@ -122,6 +123,11 @@ def nothing_to_do(
     if system_digest(home) != system:
         return None
     return int(steps)
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, str | None]:
+    """What of the environment decides how a build is done, and where the user's configuration lies."""
+    return {name: environment.get(name) for name in SETTINGS}
 
 
 def _same_environment(patterns: list[str], passed: Mapping[str, str], environment: Mapping[str, str]) -> bool:

@@ -31,4 +31,4 @@ class Options:
     @property
     def variant(self) -> str:
         """Under what the outputs in the workspace were made: other variants' outputs are not stale, but theirs."""
-        return repr((self.profile, sorted(self.sets.items())))
+        return repr((self.manifest, self.profile, sorted(self.sets.items())))

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..core.digest import object_digest
+from ..core.errors import UsageError
 from ..core.instance import Input, Instance, Plan, Root
 from ..core.policy import Limits, Policy
 from . import evidence, sealed
@@ -23,6 +24,7 @@ Patterns = tuple[str, ...]
 class Question:
     """What was asked for: a plan answers exactly one question."""
 
+    root: str
     manifest: str
     targets: tuple[str, ...]
     tags: tuple[str, ...]
@@ -44,6 +46,7 @@ class Planned:
     offers: dict[Patterns, tuple[str, ...]]
     manifest: dict[str, str | None]
     evidence: dict[str, evidence.Item]
+    kinds: Mapping[str, str | None]
     made_now: bool
     store_settings: Mapping[str, object]
 
@@ -71,8 +74,24 @@ def _make(root: str, question: Question, user_roots: Mapping[str, object]) -> Pl
         path: None if content is None else str(object_digest(content)) for path, content in files.contents.items()
     }
     outputs = evidence.Outputs(plan.declared)
-    found = evidence.gather(root, {**listing.stamps, **files.stamps}, outputs)
-    return Planned(plan, offers, digests, found, True, manifest.store)
+    _check_what_is_read_here(plan, files, outputs)
+    found = evidence.gather(root, {**listing.looks, **files.looks}, outputs)
+    kinds = {path: kind for path, (kind, _) in listing.kinds.items() if not outputs.covers(os.path.relpath(path, root))}
+    return Planned(plan, offers, digests, found, kinds, True, manifest.store)
+
+
+def _check_what_is_read_here(plan: Plan, files: Files, outputs: evidence.Outputs) -> None:
+    """Requiem reads manifests and env_files itself, before anything is built: no step can make them."""
+    for path in files.contents:
+        if outputs.has(os.path.normpath(path)):
+            raise UsageError(f'"{path}" is read with the manifest and declared as an output of a step')
+    for instance in plan.instances.values():
+        for path in instance.env_file:
+            if outputs.covers(path):
+                raise UsageError(
+                    f'env_file "{path}" of step "{instance.name}" is made by a step',
+                    hint="it is read before anything runs; let the command read it instead",
+                )
 
 
 def _path(root: str, question: Question) -> str:
@@ -83,8 +102,8 @@ def _load(root: str, question: Question, seal: bytes) -> Planned | None:
     value = sealed.load(_path(root, question), seal)
     if value is None:
         return None
-    instances, roots, pools, declared, warnings, offers, manifest, found, store_settings = value
-    if not evidence.still_holds(root, found, evidence.Outputs(declared)):
+    instances, roots, pools, declared, warnings, offers, manifest, found, kinds, store_settings = value
+    if not evidence.kinds_hold(kinds) or not evidence.still_holds(root, found, evidence.Outputs(declared)):
         return None
     plan = Plan(
         {row[0]: _instance(row) for row in instances},
@@ -93,7 +112,7 @@ def _load(root: str, question: Question, seal: bytes) -> Planned | None:
         declared,
         tuple(warnings),
     )
-    return Planned(plan, offers, manifest, found, False, store_settings)
+    return Planned(plan, offers, manifest, found, kinds, False, store_settings)
 
 
 def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
@@ -108,6 +127,7 @@ def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
         planned.offers,
         planned.manifest,
         planned.evidence,
+        dict(planned.kinds),
         dict(planned.store_settings),
     )
     path = _path(root, question)

@@ -30,6 +30,8 @@ class Wanted:
     limits: Limits
     keep_inputs: Callable[[], None]
     started: Callable[[], None]
+    still_true: Callable[[], None]
+    """Raises if what the request says of the surroundings was no longer so when the step had run."""
     asserted: tuple[str, ...] = ()
     remember: bool = True
     retries: int = 0
@@ -118,6 +120,7 @@ class Always:
             ran = self._executor.execute(wanted.request, wanted.offered, wanted.limits)
             if ran.ok or ran.cancelled:
                 break
+        wanted.still_true()
         record = self._make_record(ran, wanted)
         diverged = False
         if ran.ok and self._publish and wanted.remember:  # A failure is reported, never remembered.

@@ -60,6 +60,9 @@ class RequestMaker:
         self._platform = platform
         self._level = level
 
+    def changed_root(self, instance: Instance) -> str | None:
+        return self._surroundings.changed_root(instance)
+
     def level_of(self, instance: Instance) -> str:
         return self._level or instance.policy.sandbox
 

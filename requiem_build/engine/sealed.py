@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from .. import __version__
 
-FORMAT = 2
+FORMAT = 3
 """Raised whenever what any of these files holds changes its shape."""
 
 _MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()

@@ -53,7 +53,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     store, build = value.get("store", {}), value.get("build", {})
     sandbox = environment.get("REQUIEM_SANDBOX") or build.get("sandbox")
     if sandbox is not None and sandbox not in LEVELS:
-        raise UsageError(f"sandbox level {sandbox!r} is none of {', '.join(LEVELS)}", facts=[("configuration", path)])
+        place = "REQUIEM_SANDBOX" if environment.get("REQUIEM_SANDBOX") else path
+        raise UsageError(f"sandbox level {sandbox!r} is none of {', '.join(LEVELS)}", facts=[("set in", place)])
     return Settings(
         store_path=environment.get("REQUIEM_CAS_DIR") or store.get("path"),
         jobs=_jobs(environment.get("REQUIEM_JOBS"), build.get("jobs")),
@@ -66,6 +67,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
 def _read(path: str) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UsageError("the user's configuration is not a file", facts=[("configuration", path)])
     import tomllib
 
     try:
@@ -89,6 +92,8 @@ def _unknown(path: str, key: str, known: list[str]) -> UsageError:
 
 def _jobs(text: str | None, configured: int | None) -> int | None:
     if text is None:
+        if configured is not None and not 0 < configured <= 4096:
+            raise UsageError(f"build.jobs in the user's configuration is {configured}, not from 1 to 4096")
         return configured
     if not text.isdigit() or not 0 < int(text) <= 4096:
         raise UsageError(f"REQUIEM_JOBS is {text!r}, not a number of jobs from 1 to 4096")

@@ -52,6 +52,7 @@ def host_platform() -> dict[str, str]:
 
 def question_of(site: Site, options: Options) -> plans.Question:
     return plans.Question(
+        root=site.root,
         manifest=site.manifest,
         targets=options.targets,
         tags=options.tags,

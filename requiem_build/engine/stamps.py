@@ -26,6 +26,7 @@ Known: TypeAlias = tuple[Stamp, bool, tuple[object, ...]]
 
 TICK_NS = 20_000_000  # The coarsest kernel clock tick (10 ms) twice over.
 READ_AT_ONCE = 1 << 20
+LINKS_MAX = 40
 CLOCK_TRIES = 6
 Keep: TypeAlias = Callable[[Digest, bytes], None]
 
@@ -39,6 +40,15 @@ def stamp_at(path: str) -> Stamp:
         return stamp_of(os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
         return NOTHING
+
+
+def links_of(path: str) -> list[str]:
+    """A path and, if it is a symlink, everything that it leads through: what reading it rests on."""
+    found = [path]
+    while len(found) < LINKS_MAX and os.path.islink(found[-1]):
+        target = os.path.join(os.path.dirname(found[-1]), os.readlink(found[-1]))
+        found.append(os.path.normpath(target))
+    return found
 
 
 def is_racy(stamp: Stamp, now_ns: int) -> bool:
@@ -107,6 +117,8 @@ class Stamps:
         self._keep = keep
         self.fine = fine
         self._device = device
+        self.settled = True
+        """Whether nothing was found to have changed while the build ran."""
         self.seen: dict[str, Stamp] = {}
         """The stamps met in this run, directories too: what a no-op must find again."""
 
@@ -153,7 +165,9 @@ class Stamps:
             if known is None or not known[1] or is_racy(known[0], now) or known[0][2] > READ_AT_ONCE:
                 continue
             with suppress(UsageError, EnvironmentFault):
-                self.entry(path)
+                if self.entry(path) is None or self.known[path][2] != known[2]:
+                    self.known.pop(path, None)  # It is another by now: nothing that was found out holds for it.
+                    self.settled = False
 
     def _read(self, path: str) -> File:
         """Reads by `read`, not mmap: a file that shrinks meanwhile must not kill us."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, digests_of
-from ..core.errors import CorruptObject, MissingObject
+from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.instance import Instance
-from ..core.patterns import matches_any
+from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request
 from ..executors.local import discovered_now
 from ..store.layout import Store
@@ -174,9 +174,10 @@ class Performer:
             return {}
         offered: dict[str, Entry] = {}
         for path in self.offers[instance.discover]:
-            entry = self.workspace.entry(path)
-            if entry is not None:
-                offered[path] = entry
+            try:
+                offered |= self.workspace.source(path, instance.name)  # With what a symlink leads to.
+            except SourceMissing:
+                continue  # It went away since the patterns were matched, or leads nowhere.
         for producer in instance.after:
             for path, entry in made[producer].items():
                 if not path.endswith("/") and matches_any(instance.discover, path):
@@ -231,7 +232,7 @@ class Performer:
             return False
         if not all(is_there(self.workspace.blobs, entry) for entry in files):
             return False
-        self.layout.lay_out(remembered.outputs, ())
+        self.layout.lay_out(instance.name, remembered.outputs, self._previous(instance))
         return True
 
     def _in_place(self, instance: Instance, outputs: Mapping[str, Entry]) -> bool:
@@ -274,6 +275,8 @@ class Performer:
         remember: bool,
     ) -> Built:
         def started() -> None:
+            if asked.request.policy.sandbox == "none":  # It runs in the workspace itself.
+                self.layout.make_room(unescape(path) for path in instance.outputs if not is_pattern(path))
             for warning in self._suspicious(instance, inputs, shown, asked.request):
                 self.emit_warning(warning)
             self.emit(StepStarted(instance.name, shown, reason()))
@@ -285,6 +288,7 @@ class Performer:
             keep_inputs=lambda: self._keep(instance, inputs, offered),
             started=started,
             asserted=asked.asserted,
+            still_true=lambda: self._check_roots(instance),
             remember=remember,
             retries=instance.retries,
         )
@@ -321,6 +325,12 @@ class Performer:
             for path, entry in self.workspace.source(instance.stdin.path, instance.name).items():
                 self.workspace.keep(path, entry)
 
+    def _check_roots(self, instance: Instance) -> None:
+        """A root is shown as it lies on the host: if it changed meanwhile, nobody knows what the step saw."""
+        changed = self.maker.changed_root(instance)
+        if changed is not None:
+            raise InputChanged(changed)
+
     def _suspicious(self, instance: Instance, inputs: Inputs, shown: str, request: Request) -> list[str]:
         """Words of the command that name an existing file of the workspace which the step will not see."""
         return hints.undeclared_arguments(
@@ -349,8 +359,7 @@ class Performer:
             warnings.append("captured output was cut at max_output_bytes")
         changed = False
         if not failure and instance.lay_out:
-            previous = self.memory.steps.get(instance.name)
-            changed = self.layout.lay_out(result.outputs, previous.outputs if previous else ())
+            changed = self.layout.lay_out(instance.name, result.outputs, self._previous(instance))
         state: StepState = "failed" if failure else "ran" if ran is not None else "hit" if changed else "fresh"
         if built.same_as:
             state, why = "hit", f"{SAME} {built.same_as}"
@@ -378,6 +387,11 @@ class Performer:
         if failure:
             return Outcome(False, {}, finished, built=built)
         return Outcome(True, result.outputs, finished, self._remember(built, finished), built=built)
+
+    def _previous(self, instance: Instance) -> Mapping[str, Entry]:
+        """What this step made before under the same profile and settings: another variant's outputs are not stale."""
+        previous = self.memory.steps.get(instance.name)
+        return previous.outputs if previous is not None and previous.variant == self.variant else {}
 
     def _remember(self, built: Built, finished: StepFinished) -> Remembered:
         assert built.result is not None

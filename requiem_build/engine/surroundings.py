@@ -11,10 +11,10 @@ from fnmatch import fnmatchcase
 from ..core import canonical
 from ..core.digest import Digest, object_digest
 from ..core.entries import Entry, File, Link, Tree
-from ..core.errors import SourceMissing, UnknownName
+from ..core.errors import SourceMissing, UnknownName, UsageError
 from ..core.instance import Instance, Root
 from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
-from .stamps import Stamps
+from .stamps import Stamps, links_of
 
 SYSTEM_ROOT = "/usr"
 _SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|AUTH|API_?KEY|ACCESS_?KEY|SESSION|COOKIE", re.I)
@@ -91,6 +91,8 @@ class Surroundings:
 
     def _look(self, root: Root) -> Seen:
         path, full = self.root_path(root), self.host_path(root)
+        if full == "/":
+            raise UsageError(f'root "{root.name}" is the whole host', hint="name the directory that the step needs")
         if root.key:
             entries = {key: self._key_entry(root, key) for key in root.key}
             content = canonical.encode_plain({key: entry.as_output() for key, entry in entries.items()})
@@ -100,8 +102,18 @@ class Surroundings:
             raise SourceMissing(f'root "{root.name}" is not a directory: "{root.path}"', facts=[("path", full)])
         return Seen(path, tree.digest)
 
+    def changed_root(self, instance: Instance) -> str | None:
+        """A root that is no longer what it was when it was first looked at; None if all are."""
+        for name in instance.roots:
+            before = self._seen.get(name)
+            if before is not None and self._look(self._roots[name]) != before:
+                del self._seen[name]
+                return before.path
+        return None
+
     def _key_entry(self, root: Root, key: str) -> File | Link:
-        entry = self._stamps.entry(os.path.join(self.workspace, os.path.expanduser(key)))
+        chain = links_of(os.path.join(self.workspace, os.path.expanduser(key)))
+        entry = [self._stamps.entry(path) for path in chain][-1]
         if entry is None:
             raise SourceMissing(f'root "{root.name}" is keyed by "{key}", which does not exist')
         return entry
@@ -165,7 +177,7 @@ class Surroundings:
     def _env_file(self, path: str, instance: Instance) -> Mapping[str, str]:
         if path not in self._files:
             full = os.path.join(self.workspace, path)
-            if self._stamps.entry(full) is None:
+            if [self._stamps.entry(step) for step in links_of(full)][-1] is None:
                 raise SourceMissing(f'step "{instance.name}" names the env_file "{path}", which does not exist')
             with open(full, "rb") as file:
                 self._files[path] = parse_env_file(file.read(), path)

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, SourceMissing, UsageError
 from ..core.listing import Kind
 from ..executors.blobs import Blobs
-from .stamps import NOTHING, Stamp, Stamps, kind_of, stamp_at
+from .stamps import NOTHING, Stamp, Stamps, is_racy, kind_of, links_of, stamp_at, stamp_of
 
 MANIFEST = "requiem.toml"
 DOT = ".requiem"
@@ -41,14 +43,36 @@ class Files:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.stamps: dict[str, Stamp] = {}
+        self.looks: dict[str, Look] = {}
         self.contents: dict[str, bytes | None] = {}
 
     def read(self, path: str) -> bytes | None:
         full = os.path.join(self.root, path)
-        self.stamps[full] = stamp_at(full)
+        chain = links_of(full)
+        looks = [Look.at(step) for step in chain]
         self.contents[path] = content = _read_regular(full)
+        for step, look in zip(chain, looks, strict=True):
+            look.content = content if step == chain[-1] else None
+            look.link = os.readlink(step) if os.path.islink(step) else None
+            self.looks[step] = look
         return content
+
+
+@dataclass(slots=True)
+class Look:
+    """A path's stamp from just before it was looked at, and what was seen there then."""
+
+    stamp: Stamp
+    racy: bool
+    content: bytes | None = None
+    link: str | None = None
+    names: Mapping[str, Kind] | None = None
+    """For a directory: what stood in it."""
+
+    @staticmethod
+    def at(path: str) -> Look:
+        stamp = stamp_at(path)
+        return Look(stamp, is_racy(stamp, time.time_ns()))
 
 
 def _read_regular(path: str) -> bytes | None:
@@ -70,18 +94,21 @@ class WorkspaceListing:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.stamps: dict[str, Stamp] = {}
+        self.looks: dict[str, Look] = {}
+        self.kinds: dict[str, tuple[Kind | None, Stamp]] = {}
+        """Each path that was asked for by its name: what stood there, and its stamp."""
         self._children: dict[str, Mapping[str, Kind]] = {}
 
     def children(self, directory: str) -> Mapping[str, Kind]:
         known = self._children.get(directory)
         if known is None:
-            known = self._children[directory] = dict(self._list(directory))
+            full = self.root if directory == "." else os.path.join(self.root, directory)
+            look = Look.at(full)
+            known = self._children[directory] = look.names = dict(self._list(full))
+            self.looks[full] = look
         return known
 
-    def _list(self, directory: str) -> Iterator[tuple[str, Kind]]:
-        full = self.root if directory == "." else os.path.join(self.root, directory)
-        self.stamps[full] = stamp_at(full)
+    def _list(self, full: str) -> Iterator[tuple[str, Kind]]:
         try:
             with os.scandir(full) as items:
                 for item in items:
@@ -96,21 +123,27 @@ class WorkspaceListing:
         try:
             found = os.lstat(full)
         except (FileNotFoundError, NotADirectoryError):
-            self.stamps[full] = NOTHING
+            self.kinds[full] = (None, NOTHING)
             return None
         except OSError as error:
             raise UsageError(f"cannot look at {path!r}", facts=[("cause", error.strerror or str(error))]) from error
-        if stat.S_ISLNK(found.st_mode):
-            return "link"
-        if stat.S_ISDIR(found.st_mode):
-            return "dir"
-        return "file" if stat.S_ISREG(found.st_mode) else "other"
+        kind = kind_by_mode(found.st_mode)
+        self.kinds[full] = (kind, stamp_of(found))
+        return kind
 
     def is_program(self, path: str) -> bool:
         with suppress(OSError):
             found = os.lstat(os.path.join(self.root, path))
             return stat.S_ISREG(found.st_mode) and bool(found.st_mode & 0o111)
         return False
+
+
+def kind_by_mode(mode: int) -> Kind:
+    if stat.S_ISLNK(mode):
+        return "link"
+    if stat.S_ISDIR(mode):
+        return "dir"
+    return "file" if stat.S_ISREG(mode) else "other"
 
 
 def _kind(item: os.DirEntry[str]) -> Kind:
@@ -129,6 +162,7 @@ class Workspace:
         self.stamps = stamps
         self.blobs = blobs
         self._trees: dict[Digest, bytes] = {}
+        self._inside: set[str] = {""}
 
     def full(self, path: str) -> str:
         return os.path.join(self.root, path.rstrip("/"))
@@ -155,6 +189,7 @@ class Workspace:
     def source(self, path: str, step: str) -> dict[str, Entry]:
         """A source input: its entry, and for a symlink also what it leads to. Raises SourceMissing or UsageError."""
         found: dict[str, Entry] = {}
+        self._check_parent(path, step)
         at = path
         for _ in range(40):
             entry = self.entry(at)
@@ -169,6 +204,20 @@ class Workspace:
                 found[at] = self.entry(at) or entry
                 return found
         raise UsageError(f'step "{step}" reads "{path}", a symlink that never ends', facts=[("step", step)])
+
+    def _check_parent(self, path: str, step: str) -> None:
+        """A directory above a source may be a symlink, but not one out of the workspace."""
+        parent = os.path.dirname(path.rstrip("/"))
+        if parent in self._inside:
+            return
+        real = os.path.realpath(os.path.join(self.root, parent))
+        if real != self.root and not real.startswith(self.root + "/"):
+            raise UsageError(
+                f'step "{step}" reads "{path}", which lies behind a symlink out of the workspace',
+                facts=[("leads to", real)],
+                hint="copy the file into the workspace, or declare the directory as a root",
+            )
+        self._inside.add(parent)
 
     def _link_target(self, path: str, target: str, step: str) -> str:
         full = os.path.normpath(os.path.join(self.root, os.path.dirname(path), target))
@@ -241,8 +290,9 @@ def find_workspace(start: str, manifest: str | None) -> tuple[str, str]:
     """The workspace's root and its manifest's name: `manifest` as given, else the first found walking up."""
     if manifest is not None:
         full = os.path.abspath(os.path.join(start, manifest))
-        if not os.path.exists(full):
-            raise UsageError(f'no manifest "{manifest}"', facts=[("directory", start)], hint="requiem init makes one")
+        if not os.path.isfile(full):
+            what = f'no manifest "{manifest}"' if not os.path.exists(full) else f'"{manifest}" is not a file'
+            raise UsageError(what, facts=[("directory", start)], hint="requiem init makes a manifest")
         return os.path.dirname(full), os.path.basename(full)
     directory = start
     while not os.path.exists(os.path.join(directory, MANIFEST)):

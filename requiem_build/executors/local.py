@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import posixpath
+import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core import canonical
@@ -257,8 +258,33 @@ class LocalExecutor:
         except ValueError as error:
             raise NotCollected(f'depfile "{request.depfile}" cannot be read: {error}') from None
         cwd = _relative_cwd(request.cwd, self._workspace)
-        read = {_plain(path, cwd) for path in named}
-        return (*by_bytes(read & set(offered)), LISTING)
+        read = {_plain(path, cwd) for path in named} & set(offered)
+        for folder in _unreported(request.command, cwd):
+            read |= {path for path in offered if path.startswith(folder + "/")}
+        return (*by_bytes(_with_targets(read, offered)), LISTING)
+
+
+_SYSTEM_INCLUDE = re.compile(r"-(?:isystem|idirafter|cxx-isystem)[ =]?\s*([^\s'\"]+)")
+
+
+def _unreported(command: Sequence[str], cwd: str) -> set[str]:
+    """Workspace directories whose headers `-MMD` leaves out as the system's: all that they offer counts as read."""
+    found = _SYSTEM_INCLUDE.findall(" ".join(command))
+    return {plain for plain in (_plain(path, cwd) for path in found) if not plain.startswith("..")}
+
+
+def _with_targets(read: set[str], offered: Mapping[str, Entry]) -> set[str]:
+    """What is read through a symlink is read too."""
+    found = set(read)
+    pending = list(read)
+    for path in pending:
+        entry = offered.get(path)
+        if isinstance(entry, Link):
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry.target))
+            if target in offered and target not in found:
+                found.add(target)
+                pending.append(target)
+    return found
 
 
 def discovered_now(paths: tuple[str, ...], offered: Mapping[str, Entry]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from project import CACHE, Project
 
 from requiem_build.core.frontier import Frontier, plan_order
 from requiem_build.core.instance import Instance, Plan
-from requiem_build.engine import noop
+from requiem_build.engine import noop, sealed
 from requiem_build.engine.schedule import Schedule, Stop
 from requiem_build.sandbox import system
 
@@ -209,6 +209,31 @@ def test_a_system_that_changed_is_something_to_do(
     (tmp_path / "local").mkdir()
     monkeypatch.setattr(system, "_LOCAL", str(tmp_path / "local"))
     assert noop.nothing_to_do(root, "requiem.toml", root, (), environment) is None
+
+
+# The seal
+
+
+def test_a_memory_that_another_user_sealed_is_not_believed(one: Project, tmp_path: Path) -> None:
+    one.build()
+    shutil.rmtree(one.root / ".cas")
+    assert one.build().counts == {"fresh": 1}  # By memory alone.
+    cache = tmp_path / "cache"
+    shutil.copytree(CACHE, cache, ignore=shutil.ignore_patterns("seal*", "*.[0-9]*"))
+    assert one.build(env={"XDG_CACHE_HOME": str(cache)}).counts == {"ran": 1}
+
+
+def test_a_sealed_file_is_read_only_with_its_key_and_whole(tmp_path: Path) -> None:
+    path, key = tmp_path / "cache", b"k" * 32
+    sealed.save(str(path), key, ("value", 1))
+    assert sealed.load(str(path), key) == ("value", 1)
+    assert sealed.load(str(path), b"K" * 32) is None
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert sealed.load(str(path), key) is None
+        path.write_bytes(whole[:place])
+        assert sealed.load(str(path), key) is None
 
 
 # The schedule
