@@ -64,7 +64,7 @@ class Surroundings:
         path = os.path.expanduser(root.path) if root.path.startswith("~") else root.path
         if path.startswith("/"):
             inside = os.path.relpath(path, self.workspace)
-            return path.rstrip("/") if inside.startswith("..") else inside
+            return (path.rstrip("/") or "/") if inside.startswith("..") else inside
         return path.rstrip("/")
 
     def host_path(self, root: Root) -> str:
