@@ -131,6 +131,7 @@ def run_build(options: Options, shared: Globals) -> Report:
         verbose=shared.verbose,
         explain=options.explain or options.dry_run,
         environment=shared.environment,
+        repeat=repeating(options),
     )
     try:
         with heeding_signals() as heed:
@@ -144,6 +145,23 @@ def run_build(options: Options, shared: Globals) -> Report:
     finally:
         console.close()
     return report
+
+
+def repeating(options: Options) -> list[str]:
+    """The words that build a step again in the same way, from the directory that the user is in."""
+    words = ["requiem"]
+    if options.start != os.path.realpath("."):
+        words += ["-C", options.start]
+    if options.manifest is not None:
+        words += ["-f", options.manifest]
+    words.append("build")
+    if options.profile is not None:
+        words += ["--profile", options.profile]
+    if options.sandbox is not None:
+        words += ["--sandbox", options.sandbox]
+    for name, value in options.sets.items():
+        words += ["--set", f"{name}={value}"]
+    return words
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
@@ -58,12 +59,20 @@ class Console:
     """Listens to one run. `quiet` leaves only failures and warnings."""
 
     def __init__(
-        self, *, color: str, quiet: bool, verbose: bool, explain: bool, environment: Mapping[str, str]
+        self,
+        *,
+        color: str,
+        quiet: bool,
+        verbose: bool,
+        explain: bool,
+        environment: Mapping[str, str],
+        repeat: Sequence[str] = ("requiem", "build"),
     ) -> None:
         self._color = wants_color(color, sys.stderr, environment)
         self._quiet = quiet
         self._verbose = verbose
         self._explain = explain
+        self._repeat = tuple(repeat)
         self._lock = threading.Lock()
         self._live = Live() if is_live(environment) and not quiet else None
         self._running: Running | None = None
@@ -186,7 +195,7 @@ class Console:
         facts = []
         if step.name in self._shown:
             facts.append(("command", _folded(plain(self._shown[step.name]))))
-        facts.append(("repeat", f"requiem build {_quoted(step.name)}"))
+        facts.append(("repeat", shlex.join([*self._repeat, step.name])))
         width = max(len(label) for label, _ in facts)
         for label, text in facts:
             write(f"  {(label + ':').ljust(width + 1)} {text}\n")
@@ -199,12 +208,6 @@ class Console:
 
 def _folded(text: str) -> str:
     return text.replace("\n", "\n             ") if "\n" in text else text
-
-
-def _quoted(name: str) -> str:
-    import shlex
-
-    return shlex.quote(name)
 
 
 class Live:

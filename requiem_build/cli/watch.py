@@ -9,8 +9,9 @@ import click
 
 from ..core.errors import RequiemError
 from ..engine import build as engine
+from ..engine.report import Report
 from ..engine.site import find_site
-from ..engine.watch import Watch, is_nothing_to_do
+from ..engine.watch import Watch, is_no_news
 from .build import make_options, parse_sets
 from .console import Console, print_error, write_err
 from .globals import Globals
@@ -52,7 +53,8 @@ def command(
     )
     site = find_site(options)
     running: list[engine.Running] = []
-    first = [True]
+    last: list[Report | None] = [None]
+    told = [""]
 
     def build() -> bool:
         console = Console(
@@ -63,21 +65,25 @@ def command(
             console.begin(started)
             running[:] = [started]
 
-        if not first and is_nothing_to_do(options, site):
+        if is_no_news(last[0]):
             return False
         try:
             report = engine.build(options, console, begin)
             counts = report.counts()
-            if first or counts["fresh"] < counts["total"]:  # What we wrote ourselves wakes us up, and is no news.
+            if last[0] is None or counts["fresh"] < counts["total"]:
                 console.summary(report)
-            first.clear()
+            last[0] = report
+            told[0] = ""
         finally:
             running.clear()
             console.close()
         return report.exit_code >= 128
 
     def failed(error: RequiemError) -> None:
-        print_error(error, color=shared.color == "always")
+        if error.what != told[0]:  # An error that stands is told once, however many files are saved meanwhile.
+            print_error(error, color=shared.color == "always")
+        told[0] = error.what
+        last[0] = None
 
     def idle() -> None:
         if not shared.quiet:

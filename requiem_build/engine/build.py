@@ -339,6 +339,7 @@ class _Run:
             report.exit_code = Interrupted(self.signal).exit_code
         else:
             report.exit_code = 1 if failed else 0
+        report.rested_on = {p: stamp for p, (stamp, _, _) in self.planned.evidence.items()} | stamps.seen
         report.duration_ms = round((time.monotonic() - self.started) * 1000)
         self.emit(RunFinished(report.ok, report.exit_code, report.counts()))
         if self.journal is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..core.events import StepFinished
+from .stamps import Stamp
 
 SCHEMA = "requiem.report/1"
 STATES = ("ran", "hit", "fresh", "failed", "skipped")
@@ -20,6 +22,8 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     exit_code: int = 0
     duration_ms: int = 0
+    rested_on: Mapping[str, Stamp] = field(default_factory=dict)
+    """Every path that was looked at, with its stamp: as long as all are so, building again gives the same."""
 
     @property
     def ok(self) -> bool:

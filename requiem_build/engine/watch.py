@@ -7,9 +7,8 @@ import threading
 from collections.abc import Callable
 
 from ..core.errors import EnvironmentFault, RequiemError
-from . import noop
-from .options import Options
-from .site import Site
+from .report import Report
+from .stamps import stamp_at
 from .workspace import DOT
 
 DEBOUNCE_MS = 80
@@ -17,11 +16,9 @@ CATCH_UP_MS = 500
 _IGNORED = (DOT, ".cas", ".git", ".hg", ".svn", "__pycache__")
 
 
-def is_nothing_to_do(options: Options, site: Site) -> bool:
-    """Whether an event was no news, as our own outputs are."""
-    if not noop.is_plain(options):
-        return False
-    return noop.nothing_to_do(site.root, site.manifest, options.start, options.targets, options.environment) is not None
+def is_no_news(report: Report | None) -> bool:
+    """Whether all that the last build rested on is as it was: our own outputs and a log beside them wake us up too."""
+    return report is not None and all(stamp_at(path) == stamp for path, stamp in report.rested_on.items())
 
 
 class Watch:

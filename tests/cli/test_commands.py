@@ -397,3 +397,24 @@ def test_the_package_is_what_is_tested() -> None:
     import requiem_build
 
     assert Path(requiem_build.__file__).is_relative_to(SOURCE)
+
+
+def test_watch_does_not_repeat_a_failure_for_events_that_do_not_matter(project: Project) -> None:
+    project.manifest('[steps.x]\ncommand = "echo tried; exit 1"\n')
+    process = project.start("watch")
+    try:
+        wait_for(lambda: (project.root / ".cas/runs").is_dir() and os.listdir(project.root / ".cas/runs"))
+        time.sleep(1.5)
+        before = len(os.listdir(project.root / ".cas/runs"))
+        (project.root / "sub").mkdir()
+        for number in range(5):
+            project.write("sub/notes.txt", str(number))
+            time.sleep(0.2)
+        time.sleep(1.0)
+        assert len(os.listdir(project.root / ".cas/runs")) == before
+        project.manifest('[steps.x]\ncommand = "echo fine"\n')
+        wait_for(lambda: len(os.listdir(project.root / ".cas/runs")) > before)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+    assert process.returncode == 0

@@ -157,7 +157,9 @@ def test_an_output_that_vanishes_during_the_build_is_not_up_to_date(project: Pro
 def test_a_foreach_text_that_is_a_path_or_not_is_planned_anew(project: Project) -> None:
     project.write("foo", "x")
     project.write("sub/keep", "x")
-    project.manifest('[steps.a]\nforeach.v = ["foo"]\ncwd = "sub"\ncommand = "echo {{ v }} > {{ output }}"\noutputs = ["o"]\n')
+    project.manifest(
+        '[steps.a]\nforeach.v = ["foo"]\ncwd = "sub"\ncommand = "echo {{ v }} > {{ output }}"\noutputs = ["o"]\n'
+    )
     project.build()
     with_path = project.read("o")
     os.unlink(project.root / "foo")
