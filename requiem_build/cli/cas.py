@@ -19,9 +19,12 @@ from .console import write_bytes, write_err, write_out
 from .globals import Globals
 
 
-@click.group("cas")
-def command() -> None:
+@click.group("cas", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Look into the store and check it."""
+    if context.invoked_subcommand is None:
+        write_out(context.get_help() + "\n")
 
 
 def open_store(shared: Globals, *, read_only: bool) -> Store:

@@ -138,9 +138,12 @@ def _last_event(shared: Globals, store: Store, step: str) -> dict[str, Any]:
         if event["name"] == step:
             return event
         names.add(event["name"])
-    near = difflib.get_close_matches(step, sorted(names), 1)
+    instances = sorted(name for name in names if name.startswith(f"{step}:"))
+    near = instances[:1] or difflib.get_close_matches(step, sorted(names), 1)
     raise UnknownName(
-        f'no run of this workspace has a step "{step}"', hint=f'did you mean "{near[0]}"?' if near else None
+        f'no run of this workspace has a step "{step}"',
+        facts=[("instances", ", ".join(instances[:10]))] if instances else [],
+        hint=f'did you mean "{near[0]}"?' if near else None,
     )
 
 
