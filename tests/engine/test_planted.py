@@ -133,20 +133,33 @@ def test_the_executable_bit_of_an_output_is_kept(project: Project) -> None:
         os.unlink(project.root / "tool")
 
 
+def corrupt(project: Project) -> set[int]:
+    """Gives every object other bytes of the same length; returns the lengths."""
+    blobs = [p for p in (project.root / ".cas/v2/objects").rglob("*") if p.is_file() and p.suffix != ".meta"]
+    for path in blobs:
+        path.chmod(0o644)
+        path.write_bytes(b"\1" * path.stat().st_size)
+    return {path.stat().st_size for path in blobs}
+
+
 @pytest.mark.parametrize("size", [6, 300_000])
 def test_corrupt_objects_of_any_size_are_made_again(project: Project, size: int) -> None:
     content = os.urandom(size)
     project.write("in.bin", content)
     project.manifest('[steps.x]\ncommand = "tail -c +2 in.bin > out.bin"\ninputs = ["in.bin"]\noutputs = ["out.bin"]\n')
     project.build()
-    blobs = [p for p in (project.root / ".cas/v2/objects").rglob("*") if p.is_file() and p.suffix != ".meta"]
-    assert {size - 1, size} <= {path.stat().st_size for path in blobs}
-    for path in blobs:
-        path.chmod(0o644)
-        path.write_bytes(b"\1" * path.stat().st_size)
+    assert {size - 1, size} <= corrupt(project)
     os.unlink(project.root / "out.bin")
     assert project.build().counts == {"ran": 1}
     assert (project.root / "out.bin").read_bytes() == content[1:]
+
+
+def test_a_corrupt_object_is_no_hit_in_a_prediction_either(one: Project) -> None:
+    one.build()
+    os.unlink(one.root / "out.txt")
+    assert one.build("-n").counts == {"hit": 1}
+    corrupt(one)
+    assert one.build("-n").counts == {"miss": 1}
 
 
 # Surroundings
