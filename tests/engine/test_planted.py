@@ -78,7 +78,9 @@ def test_a_step_that_read_what_it_may_read_is_fresh_without_a_store(headers: Pro
     assert headers.build().counts == {"fresh": 1}
 
 
-def test_a_new_file_that_a_step_might_have_read_makes_it_run(headers: Project) -> None:
+@pytest.mark.parametrize("depfile", [True, False])
+def test_a_new_file_that_a_step_might_have_read_makes_it_run(headers: Project, depfile: bool) -> None:
+    headers.manifest(READS_ONE_OF_TWO if depfile else READS_ONE_OF_TWO.replace('depfile = "x.d"', ""))
     headers.build()
     headers.write("src/c.h", "c\n")
     again = headers.build()
