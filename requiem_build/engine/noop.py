@@ -54,7 +54,7 @@ def remember(
     now = time.time_ns()
     witnesses: dict[str, str] = {}
     for path, stamp in items.items():
-        if not is_racy(stamp, now) or (stamps.fine and path.startswith(site.root)):
+        if not is_racy(stamp, now) or (stamps.fine and path.startswith(site.root + "/")):
             continue
         known = stamps.known.get(path)
         if known is None or len(known[2]) != 3 or known[0][2] > RACY_BYTES_MAX or len(witnesses) >= RACY_MAX:

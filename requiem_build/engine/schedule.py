@@ -116,9 +116,11 @@ class Schedule(Generic[T]):
     def _next(self) -> Done[T]:
         while True:
             try:
-                return self._done.get(timeout=INSIST_EVERY_S if self._stop.requested else None)
+                # Always with a time-out: a signal does not shorten a wait that has already begun.
+                return self._done.get(timeout=INSIST_EVERY_S)
             except queue.Empty:
-                self._stop.insist()
+                if self._stop.requested:
+                    self._stop.insist()
 
     def _take(self, done: Done[T]) -> None:
         if done.outcome is None:

@@ -238,6 +238,8 @@ class Performer:
     def _in_place(self, instance: Instance, outputs: Mapping[str, Entry]) -> bool:
         if instance.lay_out:
             return all(self.layout.is_right(path, entry) for path, entry in outputs.items())
+        if not all(is_there(self.workspace.blobs, entry) for entry in outputs.values() if isinstance(entry, File)):
+            return False
         return all(self.store.objects.has(digest) for digest in digests_of(outputs.values()))
 
     # Hit, or run
