@@ -109,7 +109,7 @@ def test_the_fast_path_notices_whatever_changes(hello: Project) -> None:
     assert hello.read("out.txt") == "world\nworld\n"
 
 
-def test_a_cache_that_came_with_a_clone_is_not_believed(hello: Project, tmp_path: Path) -> None:
+def test_a_clone_that_brings_its_caches_is_built_right(hello: Project, tmp_path: Path) -> None:
     hello.build()
     shutil.copytree(hello.root, tmp_path / "clone", symlinks=True)
     clone = Project(tmp_path, "clone")
