@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from contextlib import suppress
 
@@ -16,6 +17,7 @@ JOBS = ("-j", "--jobs")
 def main() -> None:
     import gc
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Nothing has begun: Ctrl-C just ends us. `run` takes it over.
     gc.disable()  # A short life: what is made is needed to the end. The command line turns it on again.
     _open_what_is_closed()
     arguments = sys.argv[1:]

@@ -85,7 +85,7 @@ class Project:
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*REQUIEM, *arguments],
+            [*options.pop("program", REQUIEM), *arguments],
             cwd=options.pop("cwd", self.root),
             env=self.environment(env),
             stdin=subprocess.DEVNULL,

@@ -88,6 +88,7 @@ def run(arguments: list[str]) -> int:
     shared = Globals(start=".", environment=os.environ, json="--json" in arguments)
     rest: list[str] = []
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         shared, rest = split(arguments, os.environ)
         if "--version" in rest[:1]:
             print(f"requiem {__version__}")
