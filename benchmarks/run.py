@@ -114,7 +114,7 @@ def measure_spawn() -> Pair:
 
         def strict() -> None:
             finished = sandbox.run(job)
-            os.close(finished.workspace_fd)
+            finished.close()
             assert finished.exit_code == 0
 
         for warm in (plain, strict):

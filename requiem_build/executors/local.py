@@ -63,19 +63,18 @@ class LocalExecutor:
         with self._turns:
             sandbox = self._acquire(request)
             started = time.monotonic()
-            healthy = False
             try:
                 finished = sandbox.run(job)
-                healthy = True
-            finally:
-                if not healthy or request.policy.sandbox == "strict":  # What a step left outlives its sandbox.
-                    self._release(request, sandbox, healthy=healthy)
+            except BaseException:
+                self._release(request, sandbox, healthy=False)
+                raise
             duration_ms = round((time.monotonic() - started) * 1000)
+        # What a step left lies in its sandbox until it is collected; another step may run in another meanwhile.
         try:
-            return self._conclude(request, offered, limits, job, finished, sandbox, duration_ms)
+            return self._conclude(request, offered, limits, job, finished, duration_ms)
         finally:
-            if request.policy.sandbox != "strict":
-                self._release(request, sandbox, healthy=True)
+            finished.close()
+            self._release(request, sandbox, healthy=True)
 
     # Sandboxes
 
@@ -186,7 +185,6 @@ class LocalExecutor:
         limits: Limits,
         job: Job,
         finished: Finished,
-        sandbox: Sandbox,
         duration_ms: int,
     ) -> Ran:
         staged = {item.path for item in job.staged}
@@ -200,20 +198,17 @@ class LocalExecutor:
         discovered: tuple[str, ...] | None = None
         termination, failure, undeclared = finished.termination, describe(finished, limits), []
         final = request
-        try:
-            if not failure and finished.changed:
-                failure = f'changed its input "{finished.changed[0]}"'
-            if not failure:
-                try:
-                    outputs = collector.collect(request.outputs, staged)
-                    discovered = self._discovered(request, collector, finished.workspace_fd, offered)
-                except NotCollected as missing:
-                    failure, termination = missing.what, missing.termination
-                    undeclared = collector.undeclared(request.outputs, staged)
-            if self._list_undeclared and not undeclared:
-                undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
-        finally:
-            os.close(finished.workspace_fd)
+        if not failure and finished.changed:
+            failure = f'changed its input "{finished.changed[0]}"'
+        if not failure:
+            try:
+                outputs = collector.collect(request.outputs, staged)
+                discovered = self._discovered(request, collector, offered)
+            except NotCollected as missing:
+                failure, termination = missing.what, missing.termination
+                undeclared = collector.undeclared(request.outputs, staged)
+        if self._list_undeclared and not undeclared:
+            undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
         if discovered is not None:
             final = request.with_discovered(discovered_now(discovered, offered))
         result = make_result(
@@ -233,7 +228,7 @@ class LocalExecutor:
             stderr=finished.stderr,
             undeclared=tuple(undeclared),
             duration_ms=duration_ms,
-            protection=sandbox.protection,
+            protection=finished.protection,
             rusage=finished.rusage,
             leaks=KNOWN_LEAKS,
             cancelled=finished.cancelled,
@@ -243,7 +238,7 @@ class LocalExecutor:
         return Captured(self.blobs.put(content), len(content), truncated)
 
     def _discovered(
-        self, request: Request, collector: Collector, workspace: int, offered: Mapping[str, Entry]
+        self, request: Request, collector: Collector, offered: Mapping[str, Entry]
     ) -> tuple[str, ...] | None:
         """The offered paths that the step's depfile names, and the marker for the list of all that were offered."""
         if not request.discover:

@@ -80,6 +80,12 @@ class Attendant:
                 with contextlib.suppress(EOFError):
                     self._channel.send(("cancel", self._number, kill))
 
+    def clean(self) -> None:
+        """What the last job left is no longer needed."""
+        with self._sending, contextlib.suppress(EOFError):  # If the worker is gone, so is what it would tidy up.
+            if not self._running:
+                self._channel.send(("clean", self._number))
+
     @property
     def ended(self) -> bool:
         return self._pid == 0

@@ -5,7 +5,8 @@ It does not know requests, digests or the store: the executor has turned them in
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -49,6 +50,8 @@ class Job:
     mounts: Sequence[Mount] = ()
     network: str = "none"
     max_output_bytes: int = 1024 * 1024
+    fresh: bool = False
+    """A view of its own is wanted, also where one that was reset would do (they are to give the same result)."""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -57,7 +60,8 @@ class Finished:
     """What is left when every process of the step is dead.
 
     `workspace_fd` is a directory descriptor of the workspace as the step left it (everything in it is
-    hostile); the caller closes it. `changed` names staged inputs that the step changed, replaced or removed.
+    hostile); the caller calls `close` before the sandbox runs its next job. `changed` names staged inputs that
+    the step changed, replaced or removed.
     """
 
     exit_code: int
@@ -78,16 +82,21 @@ class Finished:
     rusage: Mapping[str, int] = field(default_factory=dict)
     """`user_ms`, `system_ms`, `max_rss_kib` of the command's process tree as far as waited for."""
     cancelled: bool = False
+    protection: Mapping[str, object] = field(default_factory=dict)
+    """What was really in force, as the record says it, e.g. {"landlock": 6, "seccomp": true, ...}."""
+    on_close: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """The workspace is no longer needed."""
+        os.close(self.workspace_fd)
+        if self.on_close is not None:
+            self.on_close()
 
 
 class Sandbox(Protocol):
     """One sandbox runs one job at a time; each worker thread of the engine has its own."""
 
     level: str
-
-    @property
-    def protection(self) -> Mapping[str, object]:
-        """What is really in force, as the record says it, e.g. {"landlock": 6, "seccomp": true, ...}."""
 
     def run(self, job: Job) -> Finished:
         """Runs to the end, limits included. Raises EnvironmentFault when the sandbox itself fails."""

@@ -213,6 +213,32 @@ class Boot:
         wanted = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
         resource.setrlimit(which, (wanted, 0 if soft == 0 else hard))
 
+    # What a worker that shows all steps one view does once, and every other one for each step.
+
+    def tmpfs(self, path: str, options: str) -> None:
+        syscalls.mount("tmpfs", path, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+
+    def keep_one_capability(self) -> None:
+        """That of choosing pids. The kernel lets nobody change the scheduling of a process that can do more than he."""
+        syscalls.keep_capability(syscalls.CAP_CHECKPOINT_RESTORE)
+
+    def fix_addresses(self) -> None:
+        syscalls.fix_addresses()
+
+    def landlock(self, abi: int, rules: list[tuple[str, int]]) -> None:
+        ruleset = syscalls.landlock_ruleset(abi)
+        for path, rights in rules:
+            syscalls.landlock_allow(ruleset, path, rights)
+        syscalls.landlock_restrict(ruleset)
+        os.close(ruleset)
+
+    def confine(self, program: bytes) -> None:
+        syscalls.Filter(program).load()
+
+    def has_lingering_sockets(self) -> bool:
+        """Whether a connection (TIME_WAIT, orphan) outlived its step."""
+        return self.sockets >= 0 and b"TCP: inuse 0 orphan 0 tw 0 " not in os.pread(self.sockets, 4096, 0)
+
     def drop_bounding_set(self) -> None:
         syscalls.drop_bounding_set()
 

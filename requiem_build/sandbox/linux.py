@@ -1,4 +1,4 @@
-"""Level `strict`: one worker process, walled in by the kernel, that runs one job at a time.
+"""Level `strict`: worker processes, walled in by the kernel, of which one runs a job at a time.
 
 It carries what `view.py` decided to the worker and brings back what is left of the step. It knows neither
 digests nor the store.
@@ -10,46 +10,77 @@ import errno
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
-from ..core.policy import WORKSPACE
+from ..core.policy import HOME, WORKSPACE
 from .attendant import Attendant
 from .base import Finished, Job
 from .ending import name_ending
 from .layout import plan_rlimits
 from .seccomp import make_filter
-from .view import Host, find_area, job_sources, plan_boot, plan_job, read, read_host
+from .view import (
+    INPUT_MTIME_NS,
+    Host,
+    Operation,
+    find_area,
+    fits_one_view,
+    job_sources,
+    plan_boot,
+    plan_job,
+    plan_staging,
+    read,
+    read_host,
+)
 
 _WAY_OUT = "or run with --sandbox process, which promises less"
 
 
 class StrictSandbox:
-    """One worker process, walled in by the kernel, that runs one job at a time.
+    """Workers walled in by the kernel, that run one job at a time.
 
     `roots` and `store` are the absolute host directories (or files) from which any job may be shown
     something. One that does not exist yet, or is replaced later, costs a new worker when a job needs it.
-    `network` is `none` or `host`, for all jobs of this sandbox.
+    `network` is `none` or `host`, for all jobs of this sandbox. What a job sees is the same by both means: a view
+    of its own, or, for small inputs, one that was reset and verified (`reused.py`) unless `reuse` is False.
     """
 
     level = "strict"
 
-    def __init__(self, *, roots: Iterable[str] = (), store: str | None = None, network: str = "none") -> None:
+    def __init__(
+        self, *, roots: Iterable[str] = (), store: str | None = None, network: str = "none", reuse: bool = True
+    ) -> None:
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
         self._wanted = sorted({os.path.normpath(path) for path in wanted})
         assert all(path.startswith("/") for path in self._wanted)
         self._network = network
+        self._reuse = reuse
         self._host = _require_host()
-        self._attendant: Attendant | None = None
+        self._filter = make_filter(self._host.machine)
+        self._fresh: Attendant | None = None
+        self._reused: Attendant | None = None
+        self._spare: Spare | None = None
         self._areas: dict[str, tuple[int, int]] = {}
-        self._facts: dict[str, object] = {}
         self._closed = False
-        self._boot()
+        if reuse:
+            self._reused = self._boot_reused()
+        else:
+            self._boot_fresh()
 
     @property
     def protection(self) -> Mapping[str, object]:
+        """What is in force for every job; `view` in a job's own says by which means it was kept apart."""
+        attendant = self._reused or self._fresh
+        assert attendant is not None
+        return self._protection(attendant)
+
+    def _protection(self, attendant: Attendant) -> Mapping[str, object]:
         namespaces = ["cgroup", "ipc", "mount", "pid", "user", "uts"]
+        facts = attendant.greeting[1]
         return {
             "level": self.level,
             "namespaces": sorted([*namespaces, *(["network"] if self._network == "none" else [])]),
@@ -57,26 +88,20 @@ class StrictSandbox:
             "seccomp": True,
             "network": self._network,
             "uid_dropped": self._host.drop_to is not None,
-            "constant_pid": bool(self._facts.get("constant_pid")),
-            "host_paths_hidden": bool(self._facts.get("overlay")),
+            "constant_pid": bool(facts.get("constant_pid")),
+            "host_paths_hidden": bool(facts.get("overlay", True)),
+            "view": "reused" if attendant is self._reused else "fresh",
         }
 
     def run(self, job: Job) -> Finished:
         assert not self._closed, "this sandbox is closed"
         if job.network != self._network:
             raise EnvironmentFault(f"a step with network {job.network!r} was given a sandbox for {self._network!r}")
-        attendant = self._current(job)
-        answer, workspace = attendant.run(
-            {
-                "operations": plan_job(job, list(self._areas), self._host.landlock),
-                "command": list(job.command),
-                "env": dict(job.env),
-                "cwd": WORKSPACE if job.cwd == "." else f"{WORKSPACE}/{job.cwd}",
-                "rlimits": plan_rlimits(job.limits),
-                "timeout_ms": job.limits.timeout_ms,
-                "max_output_bytes": job.max_output_bytes,
-            }
-        )
+        if self._reuse and fits_one_view(job):
+            attendant, answer, workspace = self._run_reused(job)
+        else:
+            attendant = self._current(job)
+            answer, workspace = attendant.run(_message(job, plan_job(job, list(self._areas), self._host.landlock)))
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
@@ -84,19 +109,40 @@ class StrictSandbox:
                 facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
             )
         finished = name_ending(answer[1], job.limits, workspace)
-        staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
-        finished.changed = tuple(path for path in finished.changed if path in staged)
+        if finished.changed:
+            staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
+            finished.changed = tuple(path for path in finished.changed if path in staged)
+        finished.protection = self._protection(attendant)
+        finished.on_close = attendant.clean
         return finished
 
+    def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
+        message = _message(job, plan_staging(job))
+        while True:
+            attendant = self._reused
+            if attendant is None or attendant.ended:
+                attendant = self._reused = self._spare.take() if self._spare is not None else self._boot_reused()
+            answer, workspace = attendant.run(message)
+            if answer[0] != "stale":
+                return attendant, answer, workspace
+            # Something of a step would have outlived it. Where that happened once, it happens again: the next
+            # worker is made while this one's successor works.
+            self._reused = None
+            attendant.end()
+            self._spare = self._spare or Spare(self._boot_reused)
+
     def cancel(self, *, kill: bool) -> None:
-        attendant = self._attendant
-        if attendant is not None:
-            attendant.cancel(kill=kill)
+        for attendant in (self._fresh, self._reused):
+            if attendant is not None:
+                attendant.cancel(kill=kill)
 
     def close(self) -> None:
         self._closed = True
-        if self._attendant is not None:
-            self._attendant.end()
+        for attendant in (self._fresh, self._reused):
+            if attendant is not None:
+                attendant.end()
+        if self._spare is not None:
+            self._spare.end()
 
     def __enter__(self) -> StrictSandbox:
         return self
@@ -111,26 +157,65 @@ class StrictSandbox:
             if _identity(path) is None:
                 raise EnvironmentFault("a directory that a step needs does not exist", facts=[("path", path)])
         outdated = any(_identity(path) != self._areas.get(path) for path in needed)
-        if self._attendant is None or self._attendant.ended or outdated:
-            self._boot()
-        assert self._attendant is not None
-        return self._attendant
+        if self._fresh is None or self._fresh.ended or outdated:
+            self._boot_fresh()
+        assert self._fresh is not None
+        return self._fresh
 
-    def _boot(self) -> None:
-        if self._attendant is not None:
-            self._attendant.end()
+    def _boot_fresh(self) -> None:
+        if self._fresh is not None:
+            self._fresh.end()
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
         plan = plan_boot(self._host, list(self._areas), self._network)
-        try:
-            attendant = Attendant("worker", {"operations": plan, "filter": make_filter(self._host.machine)})
-        except (EOFError, OSError) as error:
-            raise _unavailable("start", getattr(error, "errno", None) or 0, "the worker ended at once") from error
-        self._attendant = attendant
-        if attendant.greeting[0] != "ready":
-            attendant.end()
-            raise _unavailable(*attendant.greeting[1:])
-        self._facts = attendant.greeting[1]
+        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None})
+
+    def _boot_reused(self) -> Attendant:
+        plan = plan_boot(self._host, [], self._network, self._filter)
+        return _boot({"operations": plan, "reused": (WORKSPACE, "/tmp", HOME, INPUT_MTIME_NS)})
+
+
+class Spare:
+    """One worker ahead: made in the background, so that whoever takes it seldom waits."""
+
+    def __init__(self, boot: Callable[[], Attendant]) -> None:
+        self._boot = boot
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="requiem-spare")
+        self._next = self._pool.submit(boot)
+
+    def take(self) -> Attendant:
+        """Raises as `boot`."""
+        taken = self._next.result()
+        self._next = self._pool.submit(self._boot)
+        return taken
+
+    def end(self) -> None:
+        with suppress(SandboxUnavailable):
+            self._next.result().end()
+        self._pool.shutdown()
+
+
+def _boot(setup: Mapping[str, Any]) -> Attendant:
+    try:
+        attendant = Attendant("worker", setup)
+    except (EOFError, OSError) as error:
+        raise _unavailable("start", getattr(error, "errno", None) or 0, "the worker ended at once") from error
+    if attendant.greeting[0] != "ready":
+        attendant.end()
+        raise _unavailable(*attendant.greeting[1:])
+    return attendant
+
+
+def _message(job: Job, operations: list[Operation]) -> dict[str, Any]:
+    return {
+        "operations": operations,
+        "command": list(job.command),
+        "env": dict(job.env),
+        "cwd": WORKSPACE if job.cwd == "." else f"{WORKSPACE}/{job.cwd}",
+        "rlimits": plan_rlimits(job.limits),
+        "timeout_ms": job.limits.timeout_ms,
+        "max_output_bytes": job.max_output_bytes,
+    }
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -85,6 +85,7 @@ class ProcessSandbox:
         except BaseException:
             os.close(workspace)
             raise
+        finished.protection = self.protection
         finished.changed = tuple(path for path, stamp in stamps.items() if _look(path, workspace) != stamp)
         return finished
 
@@ -246,7 +247,7 @@ class NoSandbox:
                 )
             except (OSError, ValueError) as error:
                 why = f'"{job.command[0]}" cannot be started: {getattr(error, "strerror", None) or error}'
-                return Finished(127, "not_found", workspace, reason=why)
+                return Finished(127, "not_found", workspace, reason=why, protection=self.protection)
         with self._turn:
             self._running = process
         try:
@@ -257,7 +258,14 @@ class NoSandbox:
         code = 128 - process.returncode if process.returncode < 0 else process.returncode
         number = -process.returncode if process.returncode < 0 else None
         termination = "timeout" if timed_out else "exited" if number is None else "signaled"
-        return Finished(code, termination, workspace, signal=number, cancelled=self._cancelled)
+        return Finished(
+            code,
+            termination,
+            workspace,
+            signal=number,
+            cancelled=self._cancelled,
+            protection=self.protection,
+        )
 
     def _wait(self, process: subprocess.Popen[bytes], limits: Limits) -> bool:
         """Whether the time was up."""

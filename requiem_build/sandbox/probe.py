@@ -101,11 +101,11 @@ def _probe_strict() -> list[Capability]:
         command = [python, "-I", "-S", "-c", _ATTEMPTS, secret]
         mounts = [Mount(root, root) for root in roots]
         finished = sandbox.run(Job(command, WORLD_ENVIRONMENT, mounts=mounts))
-        os.close(finished.workspace_fd)
+        finished.close()
         if finished.exit_code != 0:
             said = finished.reason or finished.stderr.decode(errors="replace").strip()[-500:]
             raise EnvironmentFault("the probe failed inside the sandbox", facts=[("said", said)])
-        return _judge(json.loads(finished.stdout), finished.leftovers, sandbox.protection)
+        return _judge(json.loads(finished.stdout), finished.leftovers, finished.protection)
 
 
 def _judge(seen: Mapping[str, Any], leftovers: int, protection: Mapping[str, object]) -> list[Capability]:

@@ -192,10 +192,10 @@ class Watch:
             self._terminate(now)
 
     def _on_message(self, message: tuple[Any, ...]) -> None:
-        kind, number, kill = message
-        assert kind == "cancel"
-        if number != self.number:
-            return
+        kind, number, *rest = message
+        if kind != "cancel" or number != self.number:
+            return  # It is about a job before this one.
+        (kill,) = rest
         self.cancelled = True
         if kill:
             self.tree.signal(signal.SIGKILL)

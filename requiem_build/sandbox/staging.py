@@ -1,6 +1,7 @@
-"""How one step is made ready: a method for each operation of `view.plan_job`, then the spawn. It decides nothing.
+"""How one step is made ready: a method for each operation of `view.plan_job`. It decides nothing.
 
-All of it happens in a thread of the worker that is thrown away: namespaces, capabilities, Landlock and
+`Staging` is what every worker does: inputs, and whether they are what they were. `Preparation` makes a view of
+the step's own first, in a thread of the worker that is thrown away: namespaces, capabilities, Landlock and
 seccomp belong to the thread. Standard library only; see `worker.py`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from typing import Any
 
 from . import syscalls
@@ -29,22 +31,91 @@ def _stamp(seen: os.stat_result) -> Stamp:
     return (seen.st_ino, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
-class Preparation:
-    """What happens in the thread of one job: its operations, each named as in `linux.py`, then the spawn."""
+class Staging:
+    """A step's inputs in its workspace: the operations that write them, each named as in `view.py`, and the check."""
 
-    def __init__(self, boot: Boot, confinement: syscalls.Filter | None) -> None:
+    def __init__(self, boot: Boot) -> None:
         self.boot = boot
-        self.confinement = confinement
         self.applying: tuple[Any, ...] = ()
-        self.slots: dict[int, int] = {}
         self.stamps: dict[str, Stamp] = {}
         self.places: dict[str, int] = {}
-        self.mountpoints: list[tuple[str, bool]] = []
         self.workspace = -1
         self.tmp = -1
         self.stdin = boot.null
-        self.ruleset = -1
         self.pid = 0
+
+    def apply(self, operations: list[tuple[Any, ...]]) -> None:
+        """Raises whatever an operation raises; `applying` is then that operation."""
+        for self.applying in operations:
+            getattr(self, self.applying[0])(*self.applying[1:])
+        self.applying = ("spawn",)
+
+    def spawn(self, job: dict[str, Any], out: int, err: int, confine: Callable[[], None] | None = None) -> None:
+        """Starts the command, after `confine` has given up what it must not have. Raises Refusal."""
+        os.chdir(job["cwd"])
+        if self.boot.last_pid >= 0:
+            os.pwrite(self.boot.last_pid, b"%d" % (FIRST_PID - 1), 0)
+        if confine is not None:
+            confine()
+        program = find_program(job["command"][0], job["env"].get("PATH"))
+        self.pid = start_command(program, job, self.stdin, out, err)
+
+    def make_directory(self, path: str, mode: int) -> None:
+        os.mkdir(path, mode)
+        self.places[path] = os.lstat(path).st_ino
+
+    def write(self, path: str, content: bytes, mode: int, mtime_ns: int) -> None:
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(target, rest) :]
+            os.utime(target, ns=(mtime_ns, mtime_ns))
+            self.stamps[path] = _stamp(os.fstat(target))
+        finally:
+            os.close(target)
+
+    def link(self, path: str, target: str, mtime_ns: int) -> None:
+        os.symlink(target, path)
+        os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
+        self.stamps[path] = _stamp(os.lstat(path))
+
+    def date(self, paths: list[str], mtime_ns: int) -> None:
+        for path in paths:
+            os.utime(path, ns=(mtime_ns, mtime_ns))
+
+    def stdin_bytes(self, content: bytes) -> None:
+        memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(memory, rest) :]
+        self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+        os.close(memory)
+
+    def changed(self) -> list[str]:
+        """The inputs that are no longer what was staged, looked at without trusting a single directory."""
+        found = {path for path, stamp in self.stamps.items() if _look(path, self.workspace) != stamp}
+        for place, inode in self.places.items():
+            try:
+                seen = os.stat(place, dir_fd=self.workspace, follow_symlinks=False)
+                moved = seen.st_ino != inode or not stat.S_ISDIR(seen.st_mode)
+            except OSError:
+                moved = True
+            if moved:  # Also what still lies in it: it was reached by another way.
+                below = place + "/"
+                found.update(path for path in (*self.stamps, *self.places) if path == place or path.startswith(below))
+        return sorted(found)
+
+
+class Preparation(Staging):
+    """What happens in the thread of one job: a view of its own, its inputs, then the spawn."""
+
+    def __init__(self, boot: Boot, confinement: syscalls.Filter | None) -> None:
+        super().__init__(boot)
+        self.confinement = confinement
+        self.slots: dict[int, int] = {}
+        self.mountpoints: list[tuple[str, bool]] = []
+        self.ruleset = -1
 
     # Operations.
 
@@ -109,21 +180,6 @@ class Preparation:
     def scratch(self, path: str, mode: int) -> None:
         os.mkdir(path, mode)
 
-    def make_directory(self, path: str, mode: int) -> None:
-        os.mkdir(path, mode)
-        self.places[path] = os.lstat(path).st_ino
-
-    def write(self, path: str, content: bytes, mode: int, mtime_ns: int) -> None:
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(target, rest) :]
-            os.utime(target, ns=(mtime_ns, mtime_ns))
-            self.stamps[path] = _stamp(os.fstat(target))
-        finally:
-            os.close(target)
-
     def show_file(self, source: str, path: str, mode: int, mtime_ns: int) -> None:
         """A file of the store, without a copy if it already looks as an input must look."""
         seen = os.stat(source)
@@ -148,25 +204,8 @@ class Preparation:
             os.close(origin)
             os.close(target)
 
-    def link(self, path: str, target: str, mtime_ns: int) -> None:
-        os.symlink(target, path)
-        os.utime(path, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
-        self.stamps[path] = _stamp(os.lstat(path))
-
-    def date(self, paths: list[str], mtime_ns: int) -> None:
-        for path in paths:
-            os.utime(path, ns=(mtime_ns, mtime_ns))
-
     def stdin_file(self, source: str) -> None:
         self.stdin = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-
-    def stdin_bytes(self, content: bytes) -> None:
-        memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(memory, rest) :]
-        self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
-        os.close(memory)
 
     def landlock(self, abi: int, rules: list[tuple[str, int]]) -> None:
         self.ruleset = syscalls.landlock_ruleset(abi)
@@ -176,28 +215,24 @@ class Preparation:
     # The end of the thread.
 
     def start(self, job: dict[str, Any], out: int, err: int) -> None:
-        for self.applying in job["operations"]:
-            getattr(self, self.applying[0])(*self.applying[1:])
-        self.applying = ("spawn",)
-        os.chdir(job["cwd"])
-        if self.boot.last_pid >= 0:
-            os.pwrite(self.boot.last_pid, b"%d" % (FIRST_PID - 1), 0)
+        self.apply(job["operations"])
+        self.spawn(job, out, err, self._confine)
+
+    def _confine(self) -> None:
         syscalls.fix_addresses()
         syscalls.drop_capabilities()
-        program = find_program(job["command"][0], job["env"].get("PATH"))
         if self.ruleset >= 0:
             syscalls.landlock_restrict(self.ruleset)
         if self.confinement is not None:
             self.confinement.load()
-        self.pid = start_command(program, job, self.stdin, out, err)
 
     def release(self) -> None:
-        """Gives back every descriptor but the workspace's."""
+        """Gives back every descriptor that the view needed."""
         for descriptor in (*self.slots.values(), self.ruleset, self.tmp):
             if descriptor >= 0:
                 os.close(descriptor)
-        if self.stdin != self.boot.null:
-            os.close(self.stdin)
+        if self.workspace >= 0:
+            os.close(self.workspace)
 
     def remove_mountpoints(self) -> None:
         for place, directory in reversed(self.mountpoints):
@@ -205,20 +240,6 @@ class Preparation:
                 os.rmdir(place, dir_fd=self.boot.base)
             else:
                 os.unlink(place, dir_fd=self.boot.base)
-
-    def changed(self) -> list[str]:
-        """The inputs that are no longer what was staged, looked at without trusting a single directory."""
-        found = {path for path, stamp in self.stamps.items() if _look(path, self.workspace) != stamp}
-        for place, inode in self.places.items():
-            try:
-                seen = os.stat(place, dir_fd=self.workspace, follow_symlinks=False)
-                moved = seen.st_ino != inode or not stat.S_ISDIR(seen.st_mode)
-            except OSError:
-                moved = True
-            if moved:  # Also what still lies in it: it was reached by another way.
-                below = place + "/"
-                found.update(path for path in (*self.stamps, *self.places) if path == place or path.startswith(below))
-        return sorted(found)
 
 
 def _touch(path: str, directory: int | None = None) -> None:

@@ -137,13 +137,21 @@ def drop_bounding_set() -> None:
             break
 
 
-_NO_CAPABILITIES_HEADER = struct.pack("=II", 0x20080522, 0)
+CAP_CHECKPOINT_RESTORE = 40
+_CAPABILITIES_HEADER = struct.pack("=II", 0x20080522, 0)
 _NO_CAPABILITIES = bytes(24)
 
 
 def drop_capabilities() -> None:
     """Of the calling thread only."""
-    _check(_call(_NR_CAPSET, _NO_CAPABILITIES_HEADER, _NO_CAPABILITIES), "capset")
+    _check(_call(_NR_CAPSET, _CAPABILITIES_HEADER, _NO_CAPABILITIES), "capset")
+
+
+def keep_capability(capability: int) -> None:
+    """All but this one are given up, by the calling thread; programs that it executes have none."""
+    low, high = 1 << capability & 0xFFFFFFFF, 1 << capability >> 32
+    wanted = struct.pack("=6I", low, low, 0, high, high, 0)
+    _check(_call(_NR_CAPSET, _CAPABILITIES_HEADER, wanted), "capset")
 
 
 def fix_addresses() -> None:

@@ -1,7 +1,8 @@
 """What may a step see? Host and job become lists of operations, in pure functions. It applies nothing.
 
-An operation is a tuple: the name of a method of `boot.Boot` (`plan_boot`, once for a worker) or of
-`staging.Preparation` (`plan_job`, once for a step), then its arguments.
+An operation is a tuple: the name of a method of `boot.Boot` (`plan_boot`, once for a worker), of `staging.Staging`
+(`plan_staging`, once for a step) or of `staging.Preparation` (`plan_job`, likewise, in a view of its own), then its
+arguments.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ DROPPED_UID = 65533
 """Who a worker of root becomes before it does anything else: nobody, but not the `nobody` that others use."""
 
 INPUT_MTIME_NS = INPUT_MTIME_S * 1_000_000_000
+
+SHARED_VIEW_BYTES_MAX = 16 * 1024 * 1024
+"""Inputs are written, not mounted, into a view that steps share: beyond this a view of its own is quicker."""
 
 _TOP = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -106,8 +110,11 @@ def _uid_to_drop_to(uid: int, uid_map: bytes) -> int | None:
     return None
 
 
-def plan_boot(host: Host, areas: Sequence[str], network: str) -> list[Operation]:
-    """How a worker walls itself in. `areas` are the host directories from which jobs may be shown something."""
+def plan_boot(host: Host, areas: Sequence[str], network: str, filter_: bytes | None = None) -> list[Operation]:
+    """How a worker walls itself in. `areas` are the host directories from which jobs may be shown something.
+
+    With a filter the worker makes the one view that all its steps share, and confines itself as every step is.
+    """
     namespaces = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWUTS
     namespaces |= syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
     if network == "none":
@@ -121,7 +128,7 @@ def plan_boot(host: Host, areas: Sequence[str], network: str) -> list[Operation]
         ("become_init",),
         ("hostname", HOSTNAME),
         ("private_mounts",),
-        ("stage_trees", list(areas)),
+        *([] if filter_ else [("stage_trees", list(areas))]),
         ("new_root",),
         *_plan_system(host, network),
         *_plan_devices(),
@@ -131,14 +138,28 @@ def plan_boot(host: Host, areas: Sequence[str], network: str) -> list[Operation]
     ]
     if network == "none":
         plan.append(("loopback",))
-    return [
-        *plan,
+    plan += [
         ("limit", "RLIMIT_CORE", 0),
         ("limit", "RLIMIT_NOFILE", 1024),
         ("limit", "RLIMIT_STACK", 8 * 1024 * 1024),
+        ("limit", "RLIMIT_MSGQUEUE", 0),  # POSIX message queues would outlive their step, and nobody could list them.
         ("drop_bounding_set",),
         ("no_new_privileges",),
     ]
+    return plan if filter_ is None else [*plan, *_plan_one_view(host.landlock, filter_)]
+
+
+def _plan_one_view(landlock: int, filter_: bytes) -> list[Operation]:
+    plan: list[Operation] = [
+        ("tmpfs", WORKSPACE, "mode=0755"),
+        ("tmpfs", "/tmp", "mode=1777"),
+        ("tmpfs", "/dev/shm", "mode=1777"),
+        ("fix_addresses",),
+        ("keep_one_capability",),
+    ]
+    if landlock:
+        plan.append(("landlock", landlock, _landlock_rules(landlock)))
+    return [*plan, ("confine", filter_)]
 
 
 def _plan_system(host: Host, network: str) -> list[Operation]:
@@ -196,7 +217,6 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int) -> list[Operation]:
     shown = _sort_by_area(job, areas)
     borrowed, attached = _plan_areas(shown)
     tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
-    directories = plan_directories(job)
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
@@ -205,10 +225,21 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int) -> list[Operation]:
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", HOME, 0o755),
-        *(("make_directory", path, 0o755) for path in directories),
-        *attached,
-        ("tmpfs", "/dev/shm", "mode=1777"),
+        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (HOME, "/tmp")),
     ]
+    if landlock:
+        plan.append(("landlock", landlock, _landlock_rules(landlock)))
+    return plan
+
+
+def plan_staging(job: Job, shown: Sequence[Operation] = (), made: Sequence[str] = ()) -> list[Operation]:
+    """How the inputs of one step come into its workspace.
+
+    `shown` is done when the directories are there; `made` are directories that it then dates too.
+    """
+    directories = plan_directories(job)
+    plan: list[Operation] = [("make_directory", path, 0o755) for path in directories]
+    plan += shown
     links = []
     for item in sorted(job.staged, key=_by_path):
         if item.data is not None:
@@ -217,12 +248,19 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int) -> list[Operation]:
             links.append(("link", item.path, item.symlink, INPUT_MTIME_NS))
     # Links come last, so that nothing is ever staged through one.
     plan += links
-    plan.append(("date", [*directories, ".", HOME, "/tmp"], INPUT_MTIME_NS))
+    plan.append(("date", [*directories, ".", *made], INPUT_MTIME_NS))
     if isinstance(job.stdin, bytes):
         plan.append(("stdin_bytes", job.stdin))
-    if landlock:
-        plan.append(("landlock", landlock, _landlock_rules(landlock)))
     return plan
+
+
+def fits_one_view(job: Job) -> bool:
+    """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
+    if job.fresh or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
+        return False
+    if any(item.source is not None for item in job.staged):
+        return False
+    return sum(len(item.data) for item in job.staged if item.data is not None) <= SHARED_VIEW_BYTES_MAX
 
 
 def _landlock_rules(abi: int) -> list[tuple[str, int]]:

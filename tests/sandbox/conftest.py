@@ -56,18 +56,24 @@ def run_in() -> Callable[..., Step]:
         try:
             return Step(finished, read_all(finished.workspace_fd))
         finally:
-            os.close(finished.workspace_fd)
+            finished.close()
 
     return run
 
 
+@pytest.fixture(scope="module", params=["reused", "fresh"])
+def view(request: pytest.FixtureRequest) -> str:
+    """By which of its two means a strict sandbox keeps steps apart: what holds must hold by both."""
+    return str(request.param)
+
+
 @pytest.fixture
-def strict() -> Iterator[Callable[..., StrictSandbox]]:
+def strict(view: str) -> Iterator[Callable[..., StrictSandbox]]:
     """Makes strict sandboxes."""
     made = []
 
     def make(**options: Any) -> StrictSandbox:
-        made.append(StrictSandbox(**options))
+        made.append(StrictSandbox(**{"reuse": view == "reused", **options}))
         return made[-1]
 
     yield make
@@ -76,9 +82,9 @@ def strict() -> Iterator[Callable[..., StrictSandbox]]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[StrictSandbox]:
+def shared(view: str) -> Iterator[StrictSandbox]:
     """One strict sandbox for a whole module: consecutive steps in it are what a build does."""
-    with StrictSandbox() as sandbox:
+    with StrictSandbox(reuse=view == "reused") as sandbox:
         yield sandbox
 
 

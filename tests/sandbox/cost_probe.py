@@ -35,7 +35,7 @@ def main(rounds: int) -> None:
         print(f"boot                    {(time.perf_counter() - begun) * 1000:8.1f} ms")
 
         def strict(job: Job) -> Callable[[], None]:
-            return lambda: os.close(sandbox.run(job).workspace_fd)
+            return lambda: sandbox.run(job).close()
 
         inputs = tuple(Staged(f"src/{number}.c", data=b"x" * 2000) for number in range(10))
         kinds = {

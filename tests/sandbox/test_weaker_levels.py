@@ -154,7 +154,7 @@ def test_none_runs_in_the_real_workspace_with_the_users_environment(tmp_path, mo
     env = {**WORLD_ENVIRONMENT, "ADDED": "by the step"}
     command = ["sh", "-c", 'echo "$MINE $ADDED $HOME"; pwd; cat > out/file; exit 4']
     finished = sandbox.run(Job(command, env, stdin=b"in", directories=["out"]))
-    os.close(finished.workspace_fd)
+    finished.close()
     assert capfd.readouterr().out == f"yes by the step {os.environ['HOME']}\n{tmp_path}\n"
     assert (finished.exit_code, finished.termination, finished.stdout) == (4, "exited", b"")
     assert (tmp_path / "out/file").read_text() == "in"
@@ -168,6 +168,6 @@ def test_none_names_signals_missing_programs_and_time_limits(tmp_path):
         (["sleep", "60"], Limits(timeout_ms=100), "timeout"),
     ):
         finished = sandbox.run(Job(command, {}, limits=limits))
-        os.close(finished.workspace_fd)
+        finished.close()
         assert finished.termination == termination
     sandbox.close()

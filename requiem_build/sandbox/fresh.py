@@ -1,0 +1,51 @@
+"""A worker that gives each step namespaces of its own: right for every step, whatever it is shown.
+
+For each job a thread that is thrown away afterwards takes private mount and IPC namespaces, stages the
+inputs, gives up every right and spawns the command: on Linux all of these belong to the thread. Python is
+never forked for a step without resource limits, because a fork of even a small interpreter costs more than
+all the walls together. Standard library only; see `worker.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from . import syscalls
+from .boot import Boot, open_socket_counts, raise_loopback
+from .serving import Serving
+from .staging import Preparation
+from .threads import in_thread
+from .wire import Channel
+
+
+class Fresh(Serving):
+    """What was mounted for a job goes away with its thread and its processes."""
+
+    def __init__(self, channel: Channel, boot: Boot, confinement: syscalls.Filter | None) -> None:
+        super().__init__(channel, boot)
+        self._confinement = confinement
+
+    def run(self, job: dict[str, Any]) -> None:
+        preparation = Preparation(self.boot, self._confinement)
+
+        def start(out: int, err: int) -> None:
+            failure: list[BaseException] = []
+            in_thread(preparation.start, failure, job, out, err)
+            if failure:
+                raise failure[0]
+
+        try:
+            self.follow(job, preparation, start)
+        finally:
+            preparation.release()
+        preparation.remove_mountpoints()
+        if self.boot.has_lingering_sockets():
+            self._renew_network()
+
+    def _renew_network(self) -> None:
+        """Connections that linger would hold ports of the next step."""
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        raise_loopback()
+        os.close(self.boot.sockets)
+        self.boot.sockets = open_socket_counts()

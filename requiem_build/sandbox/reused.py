@@ -1,0 +1,180 @@
+"""A worker that walled itself in once, at boot, and shows every step the same view: quick, for small inputs.
+
+Steps are kept apart by reset and verification. After each step everything that it could have left is taken
+away or looked for: processes, files, modes, attributes and flags of the three directories that can be written,
+System V objects, sockets that linger. What cannot be taken away makes the worker *stale*: it refuses the next job,
+and the engine starts another (docs/decisions/0008-reused-workers.md). The worker has given up what a step must not
+have, so it could not cheat if it wanted to. Standard library only; see `worker.py`.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import stat
+from typing import Any
+
+from .boot import Boot
+from .serving import Serving
+from .staging import Staging
+from .wire import Channel
+
+JOBS_MAX = 1000
+"""Then it is replaced: whatever nobody thought of does not outlive this many steps."""
+
+FILES_MAX = 20_000
+"""A step that leaves more is tidied up after quicker by ending the worker: the kernel drops whole file systems."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS
+
+
+class Stale(Exception):
+    """Something of a step would outlive it."""
+
+
+class Place:
+    """One of the directories that a step can write to, and how it looks when nothing has happened in it."""
+
+    def __init__(self, path: str, mtime_ns: int) -> None:
+        self.descriptor = os.open(path, _DIRECTORY)
+        self._mtime_ns = mtime_ns
+        seen = os.fstat(self.descriptor)
+        self._mode = stat.S_IMODE(seen.st_mode)
+        self._flags = _flags(self.descriptor)
+        self.reset(FILES_MAX)
+
+    def reset(self, files_max: int) -> int:
+        """Empties it and gives it its own mode and date again. How many files went. Raises Stale."""
+        removed = _empty(self.descriptor, files_max)
+        if stat.S_IMODE(os.fstat(self.descriptor).st_mode) != self._mode:
+            os.fchmod(self.descriptor, self._mode)
+        if os.listxattr(self.descriptor) or _flags(self.descriptor) != self._flags:
+            raise Stale("attributes of a directory were changed")
+        os.utime(self.descriptor, ns=(self._mtime_ns, self._mtime_ns))
+        return removed
+
+
+def _flags(descriptor: int) -> int:
+    found = array.array("l", [0])
+    try:
+        fcntl.ioctl(descriptor, _GET_FLAGS, found)
+    except OSError:  # A tmpfs of older kernels has none.
+        return 0
+    return found[0]
+
+
+def _empty(top: int, files_max: int) -> int:
+    """Removes everything below a directory, without recursion: a step may have nested as deep as it liked.
+
+    All processes of the step are dead, so `..` leads back to where we came from.
+    """
+    removed = 0
+    here = os.dup(top)
+    way: list[str] = []  # From the top to here.
+    waiting: list[list[str]] = []  # What is still to be emptied at each step of the way, and here.
+    try:
+        while True:
+            if len(waiting) == len(way):  # We have just come in.
+                below, found = _clear(here)
+                waiting.append(below)
+                removed += found
+                if removed > files_max:
+                    raise Stale("too many files were left")
+            elif waiting[-1]:
+                way.append(waiting[-1].pop())
+                here = _move(here, way[-1])
+            else:
+                waiting.pop()
+                if not way:
+                    return removed
+                here = _move(here, "..")
+                os.rmdir(way.pop(), dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _move(here: int, name: str) -> int:
+    there = os.open(name, _DIRECTORY, dir_fd=here)
+    os.close(here)
+    return there
+
+
+def _clear(directory: int) -> tuple[list[str], int]:
+    """Unlinks all that is no directory. The names of the directories, opened up to be emptied; how much was here."""
+    below = []
+    with os.scandir(directory) as found:
+        entries = list(found)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            if entry.stat(follow_symlinks=False).st_mode & 0o700 != 0o700:
+                os.chmod(entry.name, 0o700, dir_fd=directory)
+            below.append(entry.name)
+        else:
+            os.unlink(entry.name, dir_fd=directory)
+    return below, len(entries)
+
+
+class Reused(Serving):
+    """Runs the jobs of one build one after the other in one view."""
+
+    def __init__(self, channel: Channel, boot: Boot, workspace: str, tmp: str, home: str, mtime_ns: int) -> None:
+        super().__init__(channel, boot)
+        self._home = home
+        self._mtime_ns = mtime_ns
+        os.chdir(workspace)
+        self._tmp = Place(tmp, mtime_ns)
+        self._workspace = Place(workspace, mtime_ns)
+        self._shared = Place("/dev/shm", mtime_ns)
+        self._objects = [os.open(f"/proc/sysvipc/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("msg", "sem", "shm")]
+        self._make_home()
+        self._jobs = 0
+        self._used = 0
+        """The number of the job whose traces are still here, or 0."""
+        self._stale = ""
+
+    def run(self, job: dict[str, Any]) -> None:
+        self.clean(self._used)
+        if self._stale or self._jobs >= JOBS_MAX:
+            self.channel.send(("stale", self._stale or "it has run enough"))
+            return
+        self._jobs += 1
+        self._used = job["number"]
+        staging = Staging(self.boot)
+        staging.workspace, staging.tmp = self._workspace.descriptor, self._tmp.descriptor
+
+        def start(out: int, err: int) -> None:
+            staging.apply(job["operations"])
+            staging.spawn(job, out, err)
+
+        self.follow(job, staging, start)
+
+    def clean(self, number: int) -> None:
+        """Takes away what the last job left, and looks for what it must not have left."""
+        if number != self._used or not number or self._stale:
+            return
+        self._used = 0
+        try:
+            self._reset()
+        except Stale as why:
+            self._stale = str(why)
+        except OSError as error:
+            self._stale = f"it cannot be tidied up: {error.strerror}"
+
+    def _reset(self) -> None:
+        os.chdir("/workspace")
+        left = FILES_MAX - self._workspace.reset(FILES_MAX)
+        self._shared.reset(left)
+        self._tmp.reset(left)
+        self._make_home()
+        for objects in self._objects:
+            if os.pread(objects, 4096, 0).count(b"\n") > 1:  # The first line is the heading.
+                raise Stale("System V objects were left")
+        if self.boot.has_lingering_sockets():
+            raise Stale("connections linger")
+
+    def _make_home(self) -> None:
+        os.mkdir(self._home, 0o755)
+        os.utime(self._home, ns=(self._mtime_ns, self._mtime_ns))
+        os.utime(self._tmp.descriptor, ns=(self._mtime_ns, self._mtime_ns))

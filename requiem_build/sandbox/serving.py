@@ -1,0 +1,79 @@
+"""What every worker does: takes one job at a time, follows the step to its end, and says what it saw.
+
+It does not know how a step is walled in: `fresh.py` and `reused.py` do. Standard library only; see `worker.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from .boot import Boot
+from .processes import Stream, Tree, Watch
+from .staging import Staging
+from .starting import Refusal
+from .wire import Channel
+
+Start = Callable[[int, int], None]
+"""Makes a step ready and starts it, with these descriptors as its stdout and stderr."""
+
+
+class Serving:
+    """The engine's end of the work: `serve` until the engine goes away (EOFError)."""
+
+    def __init__(self, channel: Channel, boot: Boot) -> None:
+        self.channel = channel
+        self.boot = boot
+
+    def serve(self) -> None:
+        while True:
+            kind, *rest = self.channel.receive()[0]
+            if kind == "run":
+                self.run(rest[0])
+            elif kind == "clean":
+                self.clean(rest[0])
+            # A late cancellation of a job that has already ended: nothing to do.
+
+    def run(self, job: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def clean(self, number: int) -> None:
+        """The engine has taken what it wants of that job's workspace."""
+
+    def follow(self, job: dict[str, Any], staging: Staging, start: Start) -> None:
+        """Starts a step, waits until nothing of it is left, and answers."""
+        streams = (Stream(job["max_output_bytes"]), Stream(job["max_output_bytes"]))
+        try:
+            try:
+                start(streams[0].writer, streams[1].writer)
+            except Refusal as refusal:
+                self.channel.send(("ended", {"refused": str(refusal), "changed": []}), staging.workspace)
+                return
+            except BaseException as error:
+                self.channel.send(("fault", repr(staging.applying)[:400], *cause(error)))
+                return
+            for stream in streams:
+                stream.close_writer()
+            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams)
+            reply = watch.follow(job["timeout_ms"])
+            reply["changed"] = staging.changed()
+            reply["tmp_full"] = is_full(staging.tmp)
+            self.channel.send(("ended", reply), staging.workspace)
+        finally:
+            for stream in streams:
+                stream.close()
+            if staging.stdin != self.boot.null:
+                os.close(staging.stdin)
+
+
+def is_full(directory: int) -> bool:
+    seen = os.fstatvfs(directory)
+    return seen.f_blocks > 0 and seen.f_bavail * seen.f_frsize < 65536
+
+
+def cause(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return error.errno or 0, f"{os.strerror(error.errno or 0)}{where}"
+    return 0, f"{type(error).__name__}: {error}"

@@ -1,0 +1,145 @@
+"""Steps that share a view one after the other are kept apart: whatever one leaves, the next one cannot tell."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from requiem_build.sandbox import reused
+from requiem_build.sandbox.base import Job, Staged
+from requiem_build.sandbox.linux import StrictSandbox
+
+pytestmark = pytest.mark.userns
+
+LOOK = (
+    "ls -laR --time-style=full-iso /workspace /tmp /dev/shm | grep -v '^total'; cat /proc/sysvipc/*; "
+    "getfattr -d -m - /workspace /tmp /dev/shm 2>/dev/null; lsattr -d /workspace /tmp /dev/shm 2>/dev/null; "
+    "ulimit -a; umask; pwd; cat /proc/net/tcp /proc/net/unix | wc -l; ls /proc | grep -c '^[0-9]'; nice; taskset -p $$"
+)
+
+
+@pytest.fixture(scope="module")
+def one_worker():
+    """One sandbox, and what a first step sees in it."""
+    with StrictSandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def look(run_in, one_worker):
+    return lambda: run_in(one_worker, "bash", "-c", LOOK, staged=[Staged("in/a", data=b"a")]).out
+
+
+PYTHON_ATTEMPTS = {
+    "shared memory of System V": "import ctypes; ctypes.CDLL(None).shmget(42, 4096, 0o1666)",
+    "semaphores of System V": "import ctypes; ctypes.CDLL(None).semget(42, 1, 0o1666)",
+    "a queue of System V": "import ctypes; ctypes.CDLL(None).msgget(42, 0o1666)",
+    "an attribute of the workspace": "import os; os.setxattr('/workspace', 'user.left', b'here')",
+    "a flag of the workspace": "import fcntl, os; fcntl.ioctl(os.open('/workspace', 0), 0x40086602, b'\\x40' + bytes(7))",
+    "a connection": (
+        "import socket; a = socket.create_server(('127.0.0.1', 4711)); "
+        "b = socket.create_connection(('127.0.0.1', 4711)); c = a.accept()[0]; c.close(); b.close()"
+    ),
+    "a list of rights": (
+        "import os; os.setxattr('/tmp', 'system.posix_acl_default', bytes.fromhex("
+        "'0200000001000700ffffffff04000500ffffffff20000500ffffffff'))"
+    ),
+    "the limits of the worker": (
+        "import ctypes, struct; ctypes.CDLL(None).prlimit(1, 7, struct.pack('QQ', 16, 16), None)"
+    ),
+    "the scheduling of the worker": (
+        "import os\n"
+        "for work in (lambda: os.setpriority(os.PRIO_PROCESS, 1, 9), lambda: os.setpriority(os.PRIO_USER, 0, 9), "
+        "lambda: os.sched_setaffinity(1, {0})):\n"
+        "    try: work()\n"
+        "    except OSError: pass"
+    ),
+}
+ATTEMPTS = {
+    "nothing": "true",
+    "files": "echo x | tee /workspace/left /tmp/left /tmp/home/left /dev/shm/left in/left",
+    "hidden and odd names": "cd /tmp; touch .hidden -- -rf $'new\\nline' $'\\xff'; ln -s / away; mkfifo pipe",
+    "closed directories": "mkdir -p /tmp/a/b /workspace/a/b; touch /tmp/a/b/c; chmod 0 /tmp/a/b /tmp/a /workspace/a",
+    "other modes": "chmod 700 /workspace; chmod 777 /tmp /dev/shm; chmod 0 /tmp/home in",
+    "no home": "rm -rf /tmp/home; ln -s /workspace /tmp/home",
+    "moved inputs": "mv in out; mkdir in; echo b > in/a",
+    "a changed input": "chmod u+w in/a; echo b > in/a",
+    "other dates": "touch -d 2001-01-01 /workspace /tmp /tmp/home /dev/shm",
+    "a very deep directory": "cd /tmp; for i in $(seq 600); do mkdir dddddddddd; cd dddddddddd; done",
+    "a daemon": "(setsid sleep 1000 >/dev/null 2>&1 &); (setsid bash -c 'trap \"\" TERM; sleep 1000' &)",
+    "signals at the worker": "kill -STOP 1; kill -KILL 1; kill -TERM 1; kill -INT 1; true",
+    "a failure": "echo x > /tmp/left; kill -9 $$",
+}
+
+
+@pytest.mark.parametrize("name", [*ATTEMPTS, *PYTHON_ATTEMPTS])
+def test_the_next_step_cannot_tell_what_the_last_one_did(name, look, run_in, one_worker, python):
+    first = look()
+    assert "in/a" in first or "/workspace/in" in first
+    command = ("bash", "-c", ATTEMPTS[name]) if name in ATTEMPTS else (python, "-I", "-S", "-c", PYTHON_ATTEMPTS[name])
+    step = run_in(one_worker, *command, staged=[Staged("in/a", data=b"a")])
+    assert step.finished.protection["view"] == "reused"
+    assert look() == first
+
+
+def test_what_cannot_be_taken_back_costs_the_worker_its_life(run_in, one_worker, python):
+    """The positive control of the test above: each of these is really done, and really found."""
+    for name in list(PYTHON_ATTEMPTS)[:7]:
+        before = one_worker._reused
+        step = run_in(one_worker, python, "-I", "-S", "-c", PYTHON_ATTEMPTS[name])
+        if step.finished.exit_code:
+            assert name == "an attribute of the workspace", step.err  # Not every kernel lets a tmpfs have one.
+            continue
+        run_in(one_worker, "true")
+        assert one_worker._reused is not before, name
+
+
+def test_what_can_be_taken_back_does_not(run_in, one_worker):
+    run_in(one_worker, "true")
+    before = one_worker._reused
+    for script in ATTEMPTS.values():
+        run_in(one_worker, "bash", "-c", script, staged=[Staged("in/a", data=b"a")])
+    run_in(one_worker, "true")
+    assert one_worker._reused is before
+
+
+def test_a_step_that_leaves_very_much_costs_the_worker_its_life(run_in, one_worker):
+    before = one_worker._reused
+    run_in(one_worker, "bash", "-c", f"cd /tmp; seq {reused.FILES_MAX + 5} | xargs touch")
+    assert run_in(one_worker, "ls", "-A", "/tmp").out == "home\n"
+    assert one_worker._reused is not before
+
+
+def test_a_worker_grows_old(run_in, strict, monkeypatch):
+    sandbox = strict(reuse=True)
+    first = sandbox._reused
+    for _ in range(reused.JOBS_MAX):
+        run_in(sandbox, "true")
+    assert sandbox._reused is first
+    run_in(sandbox, "true")
+    assert sandbox._reused is not first
+
+
+def test_what_is_large_or_lies_on_the_host_gets_a_view_of_its_own(run_in, strict, make_object, tmp_path):
+    sandbox = strict(store=str(tmp_path / "store"), reuse=True)
+    large = make_object("store/large", b"L" * 200_000)
+    for fields, view in (
+        ({}, "reused"),
+        ({"staged": [Staged("large", source=large)]}, "fresh"),
+        ({"stdin": large}, "fresh"),
+        ({"stdin": b"small"}, "reused"),
+        ({"fresh": True}, "fresh"),
+    ):
+        assert run_in(sandbox, "true", **fields).finished.protection["view"] == view
+
+
+def test_the_workspace_can_be_read_until_it_is_given_back(strict):
+    sandbox = strict(reuse=True)
+    job = Job(["sh", "-c", "echo mine > out"], {"PATH": "/usr/bin:/bin"})
+    finished = sandbox.run(job)
+    assert os.listdir(finished.workspace_fd) == ["out"]
+    finished.close()
+    after = sandbox.run(Job(["ls"], {"PATH": "/usr/bin:/bin"}))
+    assert after.stdout == b""
+    after.close()
