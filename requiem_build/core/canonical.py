@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from .errors import RequestError
@@ -17,9 +18,22 @@ INTEGER_MAX = 2**53 - 1
 DEPTH_MAX = 128
 BYTES_MAX = 64 * 1024 * 1024
 
-_PLAIN = json.JSONEncoder(
+_ENCODER = json.JSONEncoder(
     sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
-).encode
+)
+
+
+def _plain_encoder() -> Callable[[object], str]:
+    """`_ENCODER.encode`, but what it makes anew for each value (half of the time of a small one) is made once."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _ENCODER.encode
+    escape = json.encoder.encode_basestring
+    pieces = make(None, _ENCODER.default, escape, None, ":", ",", True, False, False)
+    return lambda value: "".join(pieces(value, 0))
+
+
+_PLAIN = _plain_encoder()
 
 
 def encode(value: object) -> bytes:

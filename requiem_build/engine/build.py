@@ -87,6 +87,7 @@ class _Run:
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
+        self.host = socket.gethostname()
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -212,7 +213,7 @@ class _Run:
             when=now_text(),
             duration_ms=ran.duration_ms,
             executor="local",
-            host=socket.gethostname(),
+            host=self.host,
             engine=__version__,
             protection=ran.protection,
             leaks=ran.leaks,

@@ -51,6 +51,9 @@ class Surroundings:
         self._seen: dict[str, Seen] = {}
         self._tools: dict[tuple[str, tuple[str, ...]], Digest | None] = {}
         self._files: dict[str, Mapping[str, str]] = {}
+        self._search: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._plain: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
+        """The environment of steps that add nothing to it, by level and `path`: most steps share one."""
 
     def system(self) -> Digest:
         if self._system_digest is None:
@@ -120,13 +123,16 @@ class Surroundings:
 
     # Tools
 
-    def search_path(self, instance: Instance) -> list[str]:
+    def search_path(self, instance: Instance) -> tuple[str, ...]:
         """Host directories in the order in which the step's PATH searches."""
-        return [os.path.join(self.workspace, path) for path in instance.policy.path] + BASE_PATH.split(":")
+        path = instance.policy.path
+        if path not in self._search:
+            self._search[path] = (*(os.path.join(self.workspace, each) for each in path), *BASE_PATH.split(":"))
+        return self._search[path]
 
     def tools_of(self, instance: Instance, command: Sequence[str]) -> dict[str, Digest]:
         """What argv[0] and `tools` resolve to, by content. Raises UnknownName for a tool that is nowhere."""
-        search = tuple(self.search_path(instance))
+        search = self.search_path(instance)
         found: dict[str, Digest] = {}
         for name in instance.tools:
             digest = self._tool(name, search)
@@ -157,8 +163,16 @@ class Surroundings:
 
     # Environment
 
-    def environment(self, instance: Instance, sandbox: str) -> dict[str, str]:
+    def environment(self, instance: Instance, sandbox: str) -> Mapping[str, str]:
         """World 1, then the manifest's, then what is passed: the whole environment that the step sees."""
+        if instance.env or instance.env_file or instance.pass_env:
+            return self._environment(instance, sandbox)
+        key = (sandbox, instance.policy.path)
+        if key not in self._plain:
+            self._plain[key] = self._environment(instance, sandbox)
+        return self._plain[key]
+
+    def _environment(self, instance: Instance, sandbox: str) -> dict[str, str]:
         env = dict(WORLD_ENVIRONMENT) if sandbox != "none" else {}
         prefix = WORKSPACE if sandbox == "strict" else self.workspace
         if instance.policy.path and sandbox != "none":

@@ -117,8 +117,11 @@ class Collector:
 
     def _open_parent(self, path: str) -> int | None:
         """The directory that holds a path, reached without following a link; None if it is not there."""
-        descriptor = os.dup(self.workspace)
-        for part in path.split("/")[:-1]:
+        *parts, _ = path.split("/")
+        if not parts:
+            return os.dup(self.workspace)
+        descriptor = self.workspace
+        for part in parts:
             try:
                 below = os.open(part, _DIRECTORY, dir_fd=descriptor)
             except PermissionError:
@@ -127,7 +130,8 @@ class Collector:
             except OSError:
                 return None
             finally:
-                os.close(descriptor)
+                if descriptor != self.workspace:
+                    os.close(descriptor)
             descriptor = below
         return descriptor
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import resource
+from functools import lru_cache
 
 from ..core.policy import WORKSPACE, Limits
 from .base import Job, Staged
@@ -15,15 +15,14 @@ _PROCESSES_OF_ITS_OWN = 2
 
 def plan_directories(job: Job) -> list[str]:
     """Every directory of the workspace that must exist before the step starts, parents first."""
-    wanted = {_checked(path) for path in job.directories}
-    staged = [_checked(item.path) for item in job.staged]
-    wanted.update(path for path, item in zip(staged, job.staged, strict=True) if _is_directory(item))
-    inside = [mount.target[len(WORKSPACE) + 1 :] for mount in job.mounts if mount.target.startswith(WORKSPACE + "/")]
-    parents = [os.path.dirname(path) for path in (*inside, *staged)]
-    wanted.update(_checked(path) for path in (*parents, job.cwd) if path)
-    for path in list(wanted):
-        while path := os.path.dirname(path):
-            wanted.add(path)
+    wanted: set[str] = set()
+    for path in (job.cwd, *job.directories):
+        wanted.update(_itself_and_above(path.rstrip("/")))
+    for item in job.staged:
+        wanted.update(_itself_and_above(item.path.rstrip("/")) if _is_directory(item) else _above(item.path))
+    for mount in job.mounts:
+        if mount.target.startswith(WORKSPACE + "/"):
+            wanted.update(_above(mount.target[len(WORKSPACE) + 1 :]))
     wanted.discard(".")
     return sorted(wanted)
 
@@ -32,10 +31,23 @@ def _is_directory(item: Staged) -> bool:
     return item.data is None and item.source is None and item.symlink is None
 
 
-def _checked(path: str) -> str:
+def _above(path: str) -> tuple[str, ...]:
+    _check(path)
+    parent = path.rpartition("/")[0]
+    return _itself_and_above(parent) if parent else ()
+
+
+@lru_cache(maxsize=4096)
+def _itself_and_above(path: str) -> tuple[str, ...]:
+    """A directory of the workspace and all that must exist before it. Many steps of a build share them."""
+    _check(path)
+    parts = path.split("/")
+    return tuple("/".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _check(path: str) -> None:
     """A path that stays in the workspace; manifests have been checked, so anything else is a bug."""
-    assert path and not path.startswith("/") and ".." not in path.split("/"), f"not a workspace path: {path!r}"
-    return path.rstrip("/")
+    assert path and path[0] != "/" and ".." not in path.split("/"), f"not a workspace path: {path!r}"
 
 
 def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
