@@ -1,4 +1,4 @@
-"""One loop for both modes. Its thread owns all state; workers only do what `begin` left over.
+"""One loop for both modes, turned by whichever thread has just finished a step.
 
 It does not know what a step is: `begin` does the work, the frontier says what may start.
 """
@@ -6,8 +6,8 @@ It does not know what a step is: `begin` does the work, the frontier says what m
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -22,7 +22,8 @@ class Outcome(Protocol):
 
 T = TypeVar("T", bound=Outcome)
 Begin = Callable[[str, Mapping[str, T]], "T | Callable[[], T]"]
-"""A step's name and the outcomes of what it waits for -> its outcome, or the work that is left, for a worker."""
+"""A step's name and the outcomes of what it waits for -> its outcome, or the work that is left."""
+Work = tuple[str, "Callable[[], T]"]
 
 INSIST_EVERY_S = 0.1
 
@@ -47,11 +48,13 @@ class Stop:
 
 
 class Schedule(Generic[T]):
-    """Runs a plan to its end. `settled(name, outcome)` is told of each step in this thread; None means skipped.
+    """Runs a plan to its end. `settled(name, outcome)` is told of each step, one at a time; None means skipped.
 
-    What is quick (a step that is fresh, a hit) is done by `begin` right here: handing it to a thread would
-    cost more than doing it. An exception of `begin` or of a worker stops the start of new steps and is raised
-    when the running ones have ended.
+    All state belongs to whoever holds the lock. A thread that has done a step's work settles it, begins what may
+    start now and goes on with it itself: handing each step to another thread and back costs more than a small
+    step's bookkeeping. What is quick (a step that is fresh, a hit) is done by `begin` on the spot. An exception of
+    `begin`, of a step's work or of `settled` stops the start of new steps and is raised when the running ones have
+    ended.
     """
 
     def __init__(
@@ -73,54 +76,85 @@ class Schedule(Generic[T]):
         self._settled = settled
         self._stop = stop
         self._outcomes: dict[str, T] = {}
-        self._done: queue.SimpleQueue[Done[T]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._waiting: queue.SimpleQueue[Work[T] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
         self._running = 0
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        with ThreadPoolExecutor(max_workers=self._workers, thread_name_prefix="requiem") as pool:
-            while self._frontier.unfinished:
-                self._start_what_can(pool)
-                if self._running:
-                    self._running -= 1
-                    self._take(self._next())
-                else:
-                    self._skip(self._frontier.stop())
+        """Returns when every step is settled and every thread has ended. Signal handlers run meanwhile."""
+        with self._lock:
+            first = self._start_what_can()
+            if first is not None:
+                self._hand_over(first)
+        try:
+            # Always with a time-out: a signal does not shorten a wait that has already begun.
+            while not self._ended.wait(INSIST_EVERY_S):
+                if self._stop.requested:
+                    self._stop.insist()
+        finally:
+            self._ended.wait()
+            for _ in self._threads:
+                self._waiting.put(None)
+            for thread in self._threads:
+                thread.join()
         if self._error is not None:
             raise self._error
 
-    def _start_what_can(self, pool: ThreadPoolExecutor) -> None:
+    def _hand_over(self, work: Work[T]) -> None:
+        if self._running > len(self._threads):  # Else one of them waits, or will in a moment.
+            thread = threading.Thread(target=self._work, name=f"requiem-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._waiting.put(work)
+
+    def _work(self) -> None:
+        while (work := self._waiting.get()) is not None:
+            while work is not None:
+                name, rest = work
+                try:
+                    done = Done(name, rest(), None)
+                except BaseException as caught:
+                    done = Done(name, None, caught)
+                with self._lock:
+                    self._running -= 1
+                    self._take(done)
+                    work = self._start_what_can()
+
+    def _start_what_can(self) -> Work[T] | None:
+        """With the lock held. Returns work for the calling thread; what more there is goes to others."""
+        mine: Work[T] | None = None
         while self._running < self._workers and not self._stop.requested and self._error is None:
             name = self._frontier.take()
             if name is None:
-                return
-            instance = self._plan.instances[name]
-            needed = {need: self._outcomes[need] for need in (*instance.needs, *instance.after)}
-            try:
-                begun = self._begin(name, needed)
-            except BaseException as caught:
-                self._take(Done(name, None, caught))
+                break
+            work = self._started(name)
+            if work is None:
                 continue
-            if callable(begun):
-                self._running += 1
-                pool.submit(self._work, name, begun)
+            self._running += 1
+            if mine is None:
+                mine = work
             else:
-                self._take(Done(name, begun, None))
+                self._hand_over(work)
+        if not self._running:
+            self._skip(self._frontier.stop())
+            self._ended.set()
+        return mine
 
-    def _work(self, name: str, rest: Callable[[], T]) -> None:
+    def _started(self, name: str) -> Work[T] | None:
+        instance = self._plan.instances[name]
+        needed = {need: self._outcomes[need] for need in (*instance.needs, *instance.after)}
         try:
-            self._done.put(Done(name, rest(), None))
+            begun = self._begin(name, needed)
         except BaseException as caught:
-            self._done.put(Done(name, None, caught))
-
-    def _next(self) -> Done[T]:
-        while True:
-            try:
-                # Always with a time-out: a signal does not shorten a wait that has already begun.
-                return self._done.get(timeout=INSIST_EVERY_S)
-            except queue.Empty:
-                if self._stop.requested:
-                    self._stop.insist()
+            self._take(Done(name, None, caught))
+            return None
+        if callable(begun):
+            return name, begun
+        self._take(Done(name, begun, None))
+        return None
 
     def _take(self, done: Done[T]) -> None:
         if done.outcome is None:
@@ -129,11 +163,17 @@ class Schedule(Generic[T]):
             return
         self._outcomes[done.name] = done.outcome
         skipped = self._frontier.finish(done.name, ok=done.outcome.ok)
-        self._settled(done.name, done.outcome)
+        self._settle(done.name, done.outcome)
         self._skip(skipped)
         if not done.outcome.ok and not self._keep_going:
             self._stop.requested = True
 
     def _skip(self, names: list[str]) -> None:
         for name in names:
-            self._settled(name, None)
+            self._settle(name, None)
+
+    def _settle(self, name: str, outcome: T | None) -> None:
+        try:
+            self._settled(name, outcome)
+        except BaseException as caught:
+            self._error = self._error or caught

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from ..core.digest import Digest
@@ -60,6 +59,30 @@ class _Once:
         return self._text
 
 
+class Flight:
+    """An answer on its way, for those who asked the same while it was sought."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._landed = threading.Lock()
+        self._answer: Built | BaseException | None = None
+
+    def begin(self) -> None:
+        self._landed.acquire()
+
+    def land(self, answer: Built | BaseException) -> None:
+        self._answer = answer
+        self._landed.release()
+
+    def result(self) -> Built:
+        """Waits for it. Raises what the one who sought it met."""
+        with self._landed:
+            assert self._answer is not None
+            if isinstance(self._answer, BaseException):
+                raise self._answer
+            return self._answer
+
+
 @dataclass(slots=True)
 class Performer:
     """Everything that steps share. `use_cache` is false for `--cache off` and `wo`, which also ignore what is fresh."""
@@ -79,7 +102,7 @@ class Performer:
     verbose: bool
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
-    _flights: dict[Digest, tuple[str, Future[Built]]] = field(default_factory=dict)
+    _flights: dict[Digest, Flight] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
@@ -303,20 +326,21 @@ class Performer:
         digest = wanted.request.digest
         with self._lock:
             flight = self._flights.get(digest)
-            if flight is None or flight[0] == name:  # The first, or the first once more.
-                flight = self._flights[digest] = (name, Future())
-        first, future = flight
-        if first != name:
-            built = future.result()
-            return replace(built, ran=None, same_as=first) if built.result is not None and built.result.ok else built
+            if flight is None or flight.name == name:  # The first, or the first once more.
+                flight = self._flights[digest] = Flight(name)
+                flight.begin()
+        if flight.name != name:
+            built = flight.result()
+            ok = built.result is not None and built.result.ok
+            return replace(built, ran=None, same_as=flight.name) if ok else built
         try:
             built = self.rebuilder.build(wanted)
         except BaseException as error:
             with self._lock:  # It may be tried again, as after a changed input.
                 self._flights.pop(digest, None)
-            future.set_exception(error)
+            flight.land(error)
             raise
-        future.set_result(built)
+        flight.land(built)
         return built
 
     def _keep(self, instance: Instance, inputs: Inputs, offered: Mapping[str, Entry]) -> None:
