@@ -5,12 +5,12 @@ Standard library only; see `worker.py`.
 
 from __future__ import annotations
 
+import _signal as signal
+import _socket as socket
 import fcntl
 import os
 import resource
 import select
-import signal
-import socket
 import stat
 import struct
 
@@ -273,9 +273,12 @@ def _guard(engine: int, init: int) -> None:
 
 
 def raise_loopback() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+    control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    try:
         request = struct.pack("16sH22x", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING
-        fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
+        fcntl.ioctl(control.fileno(), 0x8914, request)  # SIOCSIFFLAGS
+    finally:
+        control.close()
 
 
 def open_socket_counts() -> int:

@@ -9,7 +9,6 @@ all the walls together. Standard library only; see `worker.py`.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from . import syscalls
 from .boot import Boot, open_socket_counts, raise_loopback
@@ -17,6 +16,10 @@ from .serving import Serving
 from .staging import Preparation
 from .threads import in_thread
 from .wire import Channel
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Fresh(Serving):

@@ -5,14 +5,16 @@ Standard library only; see `worker.py`.
 
 from __future__ import annotations
 
-import contextlib
+import _signal as signal
 import os
 import select
-import signal
 import time
-from typing import Any
 
 from .wire import Channel
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from typing import Any
 
 GRACE_S = 2.0
 """Between TERM and KILL."""
@@ -101,8 +103,10 @@ class Tree:
             pass
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(-1, number)  # From PID 1: everyone in the namespace, whatever session or group it fled to.
+        except ProcessLookupError:
+            return
 
     def end(self) -> None:
         """Nothing is left when this returns. A process cannot escape by forking: fork fails once KILL is pending."""
@@ -161,6 +165,8 @@ class Watch:
                 poll.register(descriptor, select.POLLIN)
         try:
             while True:
+                while self.channel.pending():
+                    self._on_message(self.channel.receive()[0])
                 happened = [descriptor for descriptor, _ in poll.poll(self._patience_ms(deadline))]
                 if ended in happened or self.tree.status is not None:
                     return

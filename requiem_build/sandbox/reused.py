@@ -9,16 +9,18 @@ have, so it could not cheat if it wanted to. Standard library only; see `worker.
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
 import stat
-from typing import Any
 
 from .boot import Boot
 from .serving import Serving
 from .staging import Staging
 from .wire import Channel
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from typing import Any
 
 JOBS_MAX = 1000
 """Then it is replaced: whatever nobody thought of does not outlive this many steps."""
@@ -57,12 +59,10 @@ class Place:
 
 
 def _flags(descriptor: int) -> int:
-    found = array.array("l", [0])
     try:
-        fcntl.ioctl(descriptor, _GET_FLAGS, found)
+        return int.from_bytes(fcntl.ioctl(descriptor, _GET_FLAGS, bytes(8)), "little")
     except OSError:  # A tmpfs of older kernels has none.
         return 0
-    return found[0]
 
 
 def _empty(top: int, files_max: int) -> int:

@@ -6,8 +6,6 @@ It does not know how a step is walled in: `fresh.py` and `reused.py` do. Standar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
 
 from .boot import Boot
 from .processes import Stream, Tree, Watch
@@ -15,8 +13,10 @@ from .staging import Staging
 from .starting import Refusal
 from .wire import Channel
 
-Start = Callable[[int, int], None]
-"""Makes a step ready and starts it, with these descriptors as its stdout and stderr."""
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 
 class Serving:
@@ -41,8 +41,8 @@ class Serving:
     def clean(self, number: int) -> None:
         """The engine has taken what it wants of that job's workspace."""
 
-    def follow(self, job: dict[str, Any], staging: Staging, start: Start) -> None:
-        """Starts a step, waits until nothing of it is left, and answers."""
+    def follow(self, job: dict[str, Any], staging: Staging, start: Callable[[int, int], None]) -> None:
+        """Starts a step with these descriptors as its stdout and stderr, waits until nothing of it is left, answers."""
         streams = (Stream(job["max_output_bytes"]), Stream(job["max_output_bytes"]))
         try:
             try:

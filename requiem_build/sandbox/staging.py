@@ -10,12 +10,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
-from typing import Any
 
 from . import syscalls
 from .boot import Boot
 from .starting import find_program, start_command
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 FIRST_PID = 10
 """The pid of every step: above those of the worker's own threads, which come and go."""

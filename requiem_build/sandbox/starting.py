@@ -5,13 +5,16 @@ Standard library only; see `worker.py`.
 
 from __future__ import annotations
 
+import _signal as signal
 import errno
 import os
 import resource
-import signal
 import stat
 import struct
-from typing import Any
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Refusal(Exception):

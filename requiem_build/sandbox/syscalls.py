@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 CLONE_NEWNS = 0x00020000
@@ -58,7 +57,7 @@ LANDLOCK_READ = LANDLOCK_EXECUTE | LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
 LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
 LANDLOCK_SCOPE_SIGNAL = 2
 
-_X86 = platform.machine() == "x86_64"
+_X86 = os.uname().machine == "x86_64"
 _NR_CAPSET = 126 if _X86 else 91
 _NR_PIVOT_ROOT = 155 if _X86 else 41
 _NR_SECCOMP = 317 if _X86 else 277

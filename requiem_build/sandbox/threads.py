@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import _thread
-from collections.abc import Callable
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def in_thread(work: Callable[..., None], failure: list[BaseException], *arguments: object) -> None:

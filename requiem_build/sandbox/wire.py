@@ -6,16 +6,19 @@ use it. A peer that is gone is an EOFError.
 
 from __future__ import annotations
 
-import array
-import contextlib
+import _socket as socket
 import marshal
 import os
-import socket
 import struct
-from typing import Any
+
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from typing import Any
 
 _HEAD = struct.Struct("=Q")
-_SMALL = 65536
+_DESCRIPTOR = struct.Struct("=i")
+_AT_ONCE = 65536
+_RIGHTS_SPACE = socket.CMSG_SPACE(4)
 
 
 class Channel:
@@ -23,54 +26,67 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
+        self._rest = b""
+        """What came with the last message and belongs to the next."""
         end.setblocking(True)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
+    def pending(self) -> bool:
+        """Whether a message, or the beginning of one, has arrived already: the socket will not tell of it again."""
+        return bool(self._rest)
+
     def send(self, message: Any, descriptor: int | None = None) -> None:
         body = marshal.dumps(message)
-        head = _HEAD.pack(len(body))
-        rights = [] if descriptor is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
+        whole = _HEAD.pack(len(body)) + body
         try:
-            if len(body) < _SMALL:
-                sent = self._socket.sendmsg([head + body], rights)
-                self._socket.sendall((head + body)[sent:])
-            else:
-                self._socket.sendmsg([head], rights)  # Eight bytes are never split.
-                self._socket.sendall(body)
+            if descriptor is not None:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))]
+                sent = self._socket.sendmsg([whole[: _HEAD.size]], rights)  # Eight bytes are never split.
+                whole = whole[sent:]
+            self._socket.sendall(whole)
         except OSError as error:
             raise EOFError from error
 
     def receive(self) -> tuple[Any, int]:
         """A message and the descriptor that came with it, or -1."""
-        head = b""
+        pieces = [self._rest]
+        size = len(self._rest)
         descriptor = -1
         try:
-            while len(head) < _HEAD.size:
-                piece, ancillary, _, _ = self._socket.recvmsg(_HEAD.size - len(head), socket.CMSG_SPACE(4))
-                for level, kind, content in ancillary:
-                    if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                        descriptor = array.array("i", content[:4])[0]
-                        os.set_inheritable(descriptor, False)
-                if not piece:
-                    raise EOFError
-                head += piece
-            return marshal.loads(self._exactly(_HEAD.unpack(head)[0])), descriptor
+            while size < _HEAD.size:
+                piece, found = self._some()
+                pieces.append(piece)
+                size += len(piece)
+                descriptor = max(descriptor, found)
+            wanted = _HEAD.size + _HEAD.unpack_from(b"".join(pieces))[0]
+            while size < wanted:
+                piece, found = self._some()
+                pieces.append(piece)
+                size += len(piece)
+                descriptor = max(descriptor, found)
         except OSError as error:
             raise EOFError from error
+        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._rest = whole[wanted:]
+        return marshal.loads(whole[_HEAD.size : wanted]), descriptor
 
-    def _exactly(self, size: int) -> bytearray:
-        message = bytearray(size)
-        view = memoryview(message)
-        while view:
-            got = self._socket.recv_into(view)
-            if got == 0:
-                raise EOFError
-            view = view[got:]
-        return message
+    def _some(self) -> tuple[bytes, int]:
+        piece, ancillary, _, _ = self._socket.recvmsg(_AT_ONCE, _RIGHTS_SPACE)
+        if not piece:
+            raise EOFError
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptor = _DESCRIPTOR.unpack_from(content)[0]
+                os.set_inheritable(descriptor, False)
+                return piece, descriptor
+        return piece, -1
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             self._socket.shutdown(socket.SHUT_RDWR)  # Wakes a thread of ours that waits for an answer.
-        self._socket.close()
+        except OSError:
+            return  # The other end is gone.
+        finally:
+            self._socket.close()

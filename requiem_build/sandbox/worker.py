@@ -8,15 +8,15 @@ There are two kinds: `fresh.py` gives each step namespaces of its own, `reused.p
 takes away after each what it left.
 
 These modules use the standard library only, and import everything before the first operation: the files of
-the interpreter may lie where the unprivileged user of the worker cannot read them.
+the interpreter may lie where the unprivileged user of the worker cannot read them. They import little, and of
+`signal` and `socket` only the C part, because each boot pays for it.
 """
 
 from __future__ import annotations
 
+import _socket
 import gc
 import os
-import socket
-from typing import Any
 
 from . import syscalls
 from .boot import CHANNEL, Boot
@@ -25,12 +25,16 @@ from .reused import Reused
 from .serving import Serving, cause
 from .wire import Channel
 
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from typing import Any
+
 
 def main() -> None:
     os.closerange(CHANNEL + 1, 1 << 20)
     os.set_inheritable(CHANNEL, False)
     os.umask(0o022)
-    channel = Channel(socket.socket(fileno=CHANNEL))
+    channel = Channel(_socket.socket(fileno=CHANNEL))
     try:
         setup = channel.receive()[0]
         engine = os.pidfd_open(setup["engine"])
