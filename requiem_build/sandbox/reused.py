@@ -43,19 +43,41 @@ class Place:
         self.descriptor = os.open(path, _DIRECTORY)
         self._mtime_ns = mtime_ns
         seen = os.fstat(self.descriptor)
+        self.inode = seen.st_ino
         self._mode = stat.S_IMODE(seen.st_mode)
         self._flags = _flags(self.descriptor)
-        self.reset(FILES_MAX)
+        _empty(self.descriptor, FILES_MAX)
+        self._size = self._size_of_nothing()
+        self.settle()
 
-    def reset(self, files_max: int) -> int:
-        """Empties it and gives it its own mode and date again. How many files went. Raises Stale."""
-        removed = _empty(self.descriptor, files_max)
+    def _size_of_nothing(self) -> int:
+        """On tmpfs a size counts the names, so that one look tells that it is empty. Tried, not believed."""
+        before = os.fstat(self.descriptor).st_size
+        os.mkdir("probe", dir_fd=self.descriptor)
+        between = os.fstat(self.descriptor).st_size
+        os.rmdir("probe", dir_fd=self.descriptor)
+        return before if between > before == os.fstat(self.descriptor).st_size else -1
+
+    def size(self) -> int:
+        """-1 where it says nothing about how many names there are."""
+        return -1 if self._size < 0 else os.fstat(self.descriptor).st_size
+
+    def empty(self, files_max: int) -> int:
+        """How many files went. Raises Stale if they are more."""
+        if self._size >= 0 and os.fstat(self.descriptor).st_size == self._size:
+            return 0
+        return _empty(self.descriptor, files_max)
+
+    def settle(self) -> None:
+        """Gives it its own mode and date again. Raises Stale if it has attributes or flags that it had not."""
         if stat.S_IMODE(os.fstat(self.descriptor).st_mode) != self._mode:
             os.fchmod(self.descriptor, self._mode)
         if os.listxattr(self.descriptor) or _flags(self.descriptor) != self._flags:
             raise Stale("attributes of a directory were changed")
         os.utime(self.descriptor, ns=(self._mtime_ns, self._mtime_ns))
-        return removed
+
+    def close(self) -> None:
+        os.close(self.descriptor)
 
 
 def _flags(descriptor: int) -> int:
@@ -121,14 +143,14 @@ class Reused(Serving):
 
     def __init__(self, channel: Channel, boot: Boot, workspace: str, tmp: str, home: str, mtime_ns: int) -> None:
         super().__init__(channel, boot)
-        self._home = home
         self._mtime_ns = mtime_ns
         os.chdir(workspace)
-        self._tmp = Place(tmp, mtime_ns)
         self._workspace = Place(workspace, mtime_ns)
         self._shared = Place("/dev/shm", mtime_ns)
-        self._objects = [os.open(f"/proc/sysvipc/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("msg", "sem", "shm")]
+        self._tmp = Place(tmp, mtime_ns)
+        self._home_path = home
         self._make_home()
+        self._objects = [os.open(f"/proc/sysvipc/{kind}", os.O_RDONLY | os.O_CLOEXEC) for kind in ("msg", "sem", "shm")]
         self._jobs = 0
         self._used = 0
         """The number of the job whose traces are still here, or 0."""
@@ -164,10 +186,18 @@ class Reused(Serving):
 
     def _reset(self) -> None:
         os.chdir("/workspace")
-        left = FILES_MAX - self._workspace.reset(FILES_MAX)
-        self._shared.reset(left)
-        self._tmp.reset(left)
-        self._make_home()
+        left = FILES_MAX - self._workspace.empty(FILES_MAX)
+        self._workspace.settle()
+        self._shared.empty(left)
+        self._shared.settle()
+        if self._has_only_home():
+            self._home.empty(left)
+            self._home.settle()
+        else:
+            self._tmp.empty(left)
+            self._home.close()
+            self._make_home()
+        self._tmp.settle()
         for objects in self._objects:
             if os.pread(objects, 4096, 0).count(b"\n") > 1:  # The first line is the heading.
                 raise Stale("System V objects were left")
@@ -175,6 +205,15 @@ class Reused(Serving):
             raise Stale("connections linger")
 
     def _make_home(self) -> None:
-        os.mkdir(self._home, 0o755)
-        os.utime(self._home, ns=(self._mtime_ns, self._mtime_ns))
-        os.utime(self._tmp.descriptor, ns=(self._mtime_ns, self._mtime_ns))
+        os.mkdir(self._home_path, 0o755)
+        self._home = Place(self._home_path, self._mtime_ns)
+        self._full_tmp = self._tmp.size()
+        self._tmp.settle()
+
+    def _has_only_home(self) -> bool:
+        if self._full_tmp < 0 or self._tmp.size() != self._full_tmp:
+            return False
+        try:
+            return os.stat(self._home_path, follow_symlinks=False).st_ino == self._home.inode
+        except OSError:
+            return False
