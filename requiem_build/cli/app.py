@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import json
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from contextlib import suppress
 
 import click
@@ -124,6 +121,8 @@ def _fail(error: RequiemError, shared: Globals) -> int:
 
 
 def _usage_error(error: click.ClickException, words: list[str]) -> UsageError:
+    import difflib
+
     if isinstance(error, click.NoSuchOption):
         near = difflib.get_close_matches(error.option_name, error.possibilities or [], 1)
         what = f'no such option "{error.option_name}"'
@@ -153,6 +152,9 @@ def _environment_fault(error: OSError) -> RequiemError:
 
 def _bug(error: BaseException, shared: Globals) -> int:
     """Our own fault: one line, and a report without environment or arguments, which could hold secrets."""
+    import tempfile
+    import traceback
+
     what = f"{type(error).__name__} in Requiem {__version__}"
     facts = []
     with suppress(OSError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,7 +93,7 @@ class _Run:
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
-        self.host = socket.gethostname()
+        self.host = os.uname().nodename
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):

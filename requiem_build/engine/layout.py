@@ -21,6 +21,7 @@ from ..executors.blobs import EACH_MAX, Blobs
 from .stamps import Stamps, stamp_at
 from .workspace import DOT
 
+_SOMETHING_ELSE = object()
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -56,16 +57,19 @@ class Layout:
 
     def is_right(self, path: str, entry: Entry) -> bool:
         """Whether exactly this stands there already."""
+        return self._look(path) == entry
+
+    def _look(self, path: str) -> Entry | object | None:
+        """What stands there; nothing that is an entry for a special file, or one that cannot be read."""
         try:
-            return self.current(path) == entry
-        except (UsageError, EnvironmentFault):  # A special file, or one that cannot be read: something else.
-            return False
+            return self.current(path)
+        except (UsageError, EnvironmentFault):
+            return _SOMETHING_ELSE
 
     def current(self, path: str) -> Entry | None:
-        full = os.path.join(self.root, path.rstrip("/"))
         if path.endswith("/"):
-            return self._stamps.tree(full)
-        return self._stamps.entry(full)
+            return self._stamps.tree(f"{self.root}/{path[:-1]}")
+        return self._stamps.entry(f"{self.root}/{path}")
 
     def knows(self, path: str) -> bool:
         """Whether our memory or the store knows what stands at a path."""
@@ -82,8 +86,9 @@ class Layout:
         """Makes the workspace hold exactly these, without what the step made before. Returns whether it changed."""
         changed = False
         for path, entry in outputs.items():
-            if not self.is_right(path, entry):
-                self._place(path, entry)
+            here = self._look(path)
+            if here != entry:
+                self._place(path, entry, vacant=here is None)
                 changed = True
             self._made[path] = entry
             self._owner[path] = name
@@ -102,10 +107,12 @@ class Layout:
             _remove(full)
             self._stamps.forget(full)
 
-    def _place(self, path: str, entry: Entry) -> None:
-        full = os.path.join(self.root, path.rstrip("/"))
+    def _place(self, path: str, entry: Entry, *, vacant: bool) -> None:
+        """`vacant`: nothing stood there a moment ago."""
+        full = f"{self.root}/{path.rstrip('/')}"
         self._make_parents(path.rstrip("/"))
-        self._clear_the_way(path, full)
+        if not vacant or isinstance(entry, Tree):  # A file may stand where a directory is wanted.
+            self._clear_the_way(path, full)
         temporary = self._temporary(os.path.dirname(full))
         try:
             match entry:

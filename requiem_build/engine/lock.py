@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ def workspace_lock(dot: str, *, wait: bool, notice: Callable[[str], None]) -> It
     try:
         _take(descriptor, wait=wait, notice=notice)
         os.ftruncate(descriptor, 0)
-        holder = f"{os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        holder = f"{os.getpid()} on {os.uname().nodename} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
         os.pwrite(descriptor, holder.encode(), 0)
         yield
     finally:

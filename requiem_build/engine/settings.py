@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,6 +84,8 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _unknown(path: str, key: str, known: list[str]) -> UsageError:
+    import difflib
+
     near = difflib.get_close_matches(key, known, 1)
     hint = f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known)}"
     return UsageError(f'unknown key "{key}" in the user\'s configuration', facts=[("configuration", path)], hint=hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -47,7 +46,7 @@ def find_site(options: Options) -> Site:
 
 
 def host_platform() -> dict[str, str]:
-    return {"arch": platform.machine(), "os": platform.system().lower()}
+    return {"arch": os.uname().machine, "os": os.uname().sysname.lower()}
 
 
 def question_of(site: Site, options: Options) -> plans.Question:

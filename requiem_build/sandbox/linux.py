@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
@@ -180,19 +178,32 @@ class Spare:
 
     def __init__(self, boot: Callable[[], Attendant]) -> None:
         self._boot = boot
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="requiem-spare")
-        self._next = self._pool.submit(boot)
+        self._start()
+
+    def _start(self) -> None:
+        self._made: Attendant | BaseException | None = None
+        self._thread = threading.Thread(target=self._make, name="requiem-spare", daemon=True)
+        self._thread.start()
+
+    def _make(self) -> None:
+        try:
+            self._made = self._boot()
+        except EnvironmentFault as fault:
+            self._made = fault
 
     def take(self) -> Attendant:
         """Raises as `boot`."""
-        taken = self._next.result()
-        self._next = self._pool.submit(self._boot)
+        self._thread.join()
+        taken = self._made
+        self._start()
+        if not isinstance(taken, Attendant):
+            raise taken or EnvironmentFault("a sandbox's worker could not be started")
         return taken
 
     def end(self) -> None:
-        with suppress(SandboxUnavailable):
-            self._next.result().end()
-        self._pool.shutdown()
+        self._thread.join()
+        if isinstance(self._made, Attendant):
+            self._made.end()
 
 
 def _boot(setup: Mapping[str, Any]) -> Attendant:
@@ -229,7 +240,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 def _require_host() -> Host:
     if sys.platform != "linux":
         raise SandboxUnavailable("strict sandboxing needs Linux", hint="run with --sandbox process")
-    machine = platform.machine()
+    machine = os.uname().machine
     if make_filter(machine) is None:
         raise SandboxUnavailable(
             "strict sandboxing is not available on this processor", facts=[("machine", machine)], hint=_WAY_OUT
@@ -241,7 +252,7 @@ def _unavailable(operation: str, number: int, why: str) -> SandboxUnavailable:
     facts = [("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")]
     settings = {name: read(f"/proc/sys/{name}").strip() for name in _SETTINGS}
     contained = os.path.exists("/.dockerenv") or os.path.exists("/run/.containerenv")
-    facts.append(("kernel", platform.release()))
+    facts.append(("kernel", os.uname().release))
     hint = how_to_get(number, settings, contained)
     return SandboxUnavailable("strict sandboxing is not available here", facts=facts, hint=f"{hint}; {_WAY_OUT}")
 

@@ -12,6 +12,7 @@ import fnmatch
 import json
 import marshal
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,6 +45,7 @@ _RPM = tuple(
     for name in ("rpmdb.sqlite", "Packages.db", "Packages")
 )
 
+_WILD = re.compile(r"[*?[]")
 _SETTLED_NS = 2_000_000_000
 """A file that changed less than this before it was read may change again without its stamp changing."""
 
@@ -51,10 +53,12 @@ _SETTLED_NS = 2_000_000_000
 def etc_entries(etc: str = "/etc") -> tuple[str, ...]:
     """The absolute paths of /etc that are shown: files and directories, in one order everywhere."""
     found = set()
-    names = _names(etc)
+    names = set(_names(etc))
     for pattern in _SHOWN_OF_ETC:
         if "/" in pattern:
             found.add(pattern)
+        elif not _WILD.search(pattern):
+            found.update({pattern} & names)
         else:
             found.update(name for name in names if fnmatch.fnmatchcase(name, pattern))
     paths = (f"{etc}/{name}" for name in found)

@@ -8,7 +8,6 @@ arguments.
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +79,7 @@ def read_host() -> Host:
     entries = system.etc_entries()
     abi = syscalls.landlock_abi()
     return Host(
-        machine=platform.machine(),
+        machine=os.uname().machine,
         drop_to=_uid_to_drop_to(os.geteuid(), read("/proc/self/uid_map")),
         top=tuple(top),
         etc_files={path: read(path) for path in entries if os.path.isfile(path)},
