@@ -105,7 +105,19 @@ def _probe_strict() -> list[Capability]:
         if finished.exit_code != 0:
             said = finished.reason or finished.stderr.decode(errors="replace").strip()[-500:]
             raise EnvironmentFault("the probe failed inside the sandbox", facts=[("said", said)])
-        return _judge(json.loads(finished.stdout), finished.leftovers, finished.protection)
+        found = _judge(json.loads(finished.stdout), finished.leftovers, finished.protection)
+        return [*found, _probe_reset(sandbox)]
+
+
+def _probe_reset(sandbox: StrictSandbox) -> Capability:
+    """Small steps share a view one after the other: does the second one see what the first one left?"""
+    said = []
+    for script in ("echo left | tee left /tmp/left /dev/shm/left", "cat left /tmp/left /dev/shm/left; ls /tmp; true"):
+        finished = sandbox.run(Job(["/bin/sh", "-c", script], WORLD_ENVIRONMENT))
+        finished.close()
+        said.append((finished.stdout, finished.protection["view"]))
+    apart = said == [(b"left\n", "reused"), (b"home\n", "reused")]
+    return Capability("steps apart", apart, "what a step left: " + ("gone" if apart else "seen by the next"))
 
 
 def _judge(seen: Mapping[str, Any], leftovers: int, protection: Mapping[str, object]) -> list[Capability]:

@@ -12,7 +12,7 @@ from requiem_build.sandbox import probe
 def test_every_protection_that_strict_needs_is_proven_here():
     found = {capability.name: capability for capability in probe.probe()}
     optional = {"landlock", "constant pid", "hidden host paths"}
-    assert len(found) == 14
+    assert len(found) == 15
     assert [name for name, capability in found.items() if not capability.in_force and name not in optional] == []
     assert all(capability.detail for capability in found.values())
 
