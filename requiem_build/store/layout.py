@@ -6,7 +6,7 @@
     <root>/v2/objects/AB/CD/<digest>  and <digest>.meta
     <root>/v2/tmp            unfinished files, named after their process
     <root>/v2/quarantine     what was found damaged
-    <root>/v2/packs          (not built yet)
+    <root>/v2/packs/<name>   small files of one directory output, together
     <root>/records/AB/<request digest>
     <root>/records/paths/AB/<request digest>
     <root>/records/divergences/<request digest>/<result digest>
@@ -37,8 +37,11 @@ from ..core.errors import (
     UsageError,
 )
 from ..core.result import Result
+from .durability import BATCH, FULL, sync_file_system
 from .files import NotAFile, Scratch, ensure_directory, fault, kind_of, read_small
 from .objects import Objects, Stats
+from .outbox import Outbox
+from .place import Place
 from .records import Records
 from .runs import Runs
 
@@ -74,10 +77,10 @@ class Store:
 
     Raises UsageError for a directory that holds something else, IntegrityError for the format of another
     version, EnvironmentFault where the host refuses. On a file system that cannot be written an existing
-    store opens all the same: `refusal` then says why nothing can be put.
+    store opens all the same: `refusal` then says why nothing can be put. `durability` is one of `durability.LEVELS`.
     """
 
-    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False, durability: str = BATCH) -> None:
         self.root = Path(os.path.realpath(root))
         place = str(self.root)
         self._scratch = Scratch(f"{place}/v2/tmp")
@@ -90,12 +93,25 @@ class Store:
                 _make(place, self._scratch)
         except OSError as error:
             raise fault(error, f"opening the store {place}", place) from error
-        self.objects = Objects(f"{place}/v2", self._scratch, refusal=self.refusal)
-        self.records = Records(f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal)
-        self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal)
+        durable = durability == FULL
+        self._durability = durability
+        self.objects = Objects(Place(f"{place}/v2", self._scratch, refusal=self.refusal, durable=durable))
+        self.records = Records(
+            f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable
+        )
+        self.outbox = Outbox(place, self.records, durability, refusal=self.refusal)
+        self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal, durable=durable)
         if self.refusal is None:
             with suppress(OSError):
                 self._scratch.sweep()
+
+    def sync(self) -> None:
+        """What was put is as durable on return as it ever will be. Raises EnvironmentFault."""
+        if self._durability == BATCH and self.refusal is None:
+            try:
+                sync_file_system(str(self.root))
+            except OSError as error:
+                raise fault(error, "syncing the store", str(self.root)) from error
 
     def missing(self, result: Result) -> list[Digest]:
         """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""
