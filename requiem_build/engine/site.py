@@ -14,6 +14,7 @@ from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError
 from ..core.request import Request
 from ..sandbox.base import Sandbox
+from ..store.durability import BATCH
 from ..store.layout import Store
 from . import plans, sealed
 from .options import Options
@@ -79,7 +80,8 @@ def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read
     path = (
         os.path.join(site.root, os.path.expanduser(str(configured))) if configured else os.path.join(site.root, ".cas")
     )
-    return Store(Path(path), read_only=read_only)
+    durability = site.settings.durability or (settings or {}).get("durability") or BATCH
+    return Store(Path(path), read_only=read_only, durability=str(durability))
 
 
 def _manifest_settings(site: Site) -> Mapping[str, object]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 
-NONE, BATCH, FULL = "none", "batch", "full"
-LEVELS = (NONE, BATCH, FULL)
+from ..core.policy import DURABILITIES
+
+NONE, BATCH, FULL = DURABILITIES
 BATCH_S = 0.5
 
 

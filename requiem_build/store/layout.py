@@ -77,7 +77,7 @@ class Store:
 
     Raises UsageError for a directory that holds something else, IntegrityError for the format of another
     version, EnvironmentFault where the host refuses. On a file system that cannot be written an existing
-    store opens all the same: `refusal` then says why nothing can be put. `durability` is one of `durability.LEVELS`.
+    store opens all the same: `refusal` then says why nothing can be put. `durability` is one of `DURABILITIES`.
     """
 
     def __init__(self, root: Path, *, read_only: bool = False, durability: str = BATCH) -> None:
