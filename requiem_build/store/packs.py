@@ -87,6 +87,18 @@ def make_index(contents: Mapping[Digest, bytes]) -> bytes:
     return b"".join(parts)
 
 
+class _Held:
+    """A descriptor that is closed when nobody reads through it any more."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
 class Packs:
     """The packs of one store. Safe for any number of threads and processes, without a lock."""
 
@@ -95,6 +107,7 @@ class Packs:
         self._seen = -1
         self._known: dict[str, Pack] = {}
         self._hot: Pack | None = None
+        self._held: tuple[str, _Held] | None = None
         self._bad: set[tuple[str, Digest]] = set()
 
     # -- finding ------------------------------------------------------------------------------------------
@@ -180,23 +193,23 @@ class Packs:
         return Pack(name, path, index, status.st_size)
 
     def _read(self, pack: Pack, offset: int, size: int) -> bytes | None:
+        held = self._held
+        if held is None or held[0] != pack.name:
+            try:
+                held = self._held = (pack.name, _Held(os.open(pack.path, READ)))
+            except OSError as error:
+                if error.errno in _GONE:
+                    self._forget(pack)
+                    return None
+                raise fault(error, f"reading pack {pack.name}", self._place.base) from error
         try:
-            descriptor = os.open(pack.path, READ)
-        except OSError as error:
-            if error.errno in _GONE:
-                self._forget(pack)
-                return None
-            raise fault(error, f"reading pack {pack.name}", self._place.base) from error
-        try:
-            content = os.pread(descriptor, size, offset)
+            content = os.pread(held[1].number, size, offset)
         except OSError:
             return None
-        finally:
-            os.close(descriptor)
         return content if len(content) == size else None
 
     def _forget(self, pack: Pack) -> None:
-        self._seen = -1
+        self._seen, self._held = -1, None
         if self._hot is pack:
             self._hot = None
 
