@@ -90,7 +90,7 @@ class Store:
             if self.refusal is None:
                 if not known:
                     _check_unclaimed(place)
-                _make(place, self._scratch)
+                _make(place, self._scratch, known=known)
         except OSError as error:
             raise fault(error, f"opening the store {place}", place) from error
         durable = durability == FULL
@@ -164,7 +164,7 @@ def _read_mark(place: str) -> bool:
     path = f"{place}/{MARK}"
     try:
         content = read_small(path, 4096)
-        if content is None:
+        if content is None or not content.strip(b"\0"):  # Without bytes: the power failed while it was made.
             return False
         mark = canonical.parse(content)
         number, primitive = mark["format"], mark["hash"]
@@ -222,12 +222,15 @@ def _check_unclaimed(place: str) -> None:
         )
 
 
-def _make(place: str, scratch: Scratch) -> None:
-    """Makes what is lacking, in an order in which being killed anywhere leaves what the next opening completes."""
+def _make(place: str, scratch: Scratch, *, known: bool) -> None:
+    """Makes what is lacking, in an order in which being killed anywhere leaves what the next opening completes.
+
+    `known`: it bears its mark.
+    """
     os.makedirs(place, exist_ok=True)
     for name in _DIRECTORIES:
         ensure_directory(f"{place}/{name}")
-    if os.path.lexists(f"{place}/{MARK}"):
+    if known:
         return
     for name, content in ((".gitignore", b"*\n"), ("CACHEDIR.TAG", _TAG), (MARK, _MARK_CONTENT)):
         os.rename(scratch.write(content), f"{place}/{name}")  # The mark is last: what bears it is complete.
