@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import canonical
-from ..core.digest import Digest
+from ..core.digest import HASH, IS_FALLBACK, Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import (
     CorruptObject,
@@ -37,7 +37,7 @@ from ..core.errors import (
     UsageError,
 )
 from ..core.result import Result
-from .durability import BATCH, FULL, sync_file_system
+from .durability import BATCH, FULL, sync_file_system, sync_path
 from .files import NotAFile, Scratch, ensure_directory, fault, kind_of, read_small
 from .objects import Objects, Stats
 from .outbox import Outbox
@@ -46,14 +46,13 @@ from .records import Records
 from .runs import Runs
 
 FORMAT = 2
-HASH = "blake3-256"
 MARK = "requiem-store"
 _MARK_CONTENT = canonical.encode_plain({"format": FORMAT, "hash": HASH}) + b"\n"
 _TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This directory is a store of Requiem, a build runner: everything in it can be made again.\n"
 )
-_OURS = frozenset({MARK, "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
+_OURS = frozenset({MARK, "v1-names", "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
 _DIRECTORIES = (
     *("v2", "v2/tmp", "v2/objects", "v2/quarantine", "v2/packs"),
     *("records", "records/paths", "records/divergences", "runs"),
@@ -81,7 +80,7 @@ class Store:
     """
 
     def __init__(self, root: Path, *, read_only: bool = False, durability: str = BATCH) -> None:
-        self.root = Path(os.path.realpath(root))
+        self.root = Path(os.path.realpath(root) + (f"-{HASH}" if IS_FALLBACK else ""))
         place = str(self.root)
         self._scratch = Scratch(f"{place}/v2/tmp")
         try:
@@ -185,8 +184,12 @@ def _read_mark(place: str) -> bool:
     return True
 
 
-def _older(place: str) -> IntegrityError:
-    return IntegrityError("the store has the older format v1", facts=[("store", place)], hint="requiem cas migrate")
+class OlderFormat(IntegrityError):
+    """`requiem cas migrate` brings it to this one."""
+
+
+def _older(place: str) -> OlderFormat:
+    return OlderFormat("the store has the older format v1", facts=[("store", place)], hint="requiem cas migrate")
 
 
 def _refusal(place: str, *, read_only: bool, known: bool) -> EnvironmentFault | None:
@@ -227,10 +230,29 @@ def _make(place: str, scratch: Scratch, *, known: bool) -> None:
 
     `known`: it bears its mark.
     """
+    make_directories(place)
+    if not known:
+        mark(place, scratch)
+
+
+def make_directories(place: str) -> None:
+    """All directories of a store. Raises OSError."""
     os.makedirs(place, exist_ok=True)
     for name in _DIRECTORIES:
         ensure_directory(f"{place}/{name}")
-    if known:
-        return
+
+
+def mark(place: str, scratch: Scratch, *, durable: bool = False) -> None:
+    """Says that everything is there. The mark itself is last: what bears it is complete. Raises OSError."""
     for name, content in ((".gitignore", b"*\n"), ("CACHEDIR.TAG", _TAG), (MARK, _MARK_CONTENT)):
-        os.rename(scratch.write(content), f"{place}/{name}")  # The mark is last: what bears it is complete.
+        os.rename(scratch.write(content, durable=durable), f"{place}/{name}")
+    if durable:
+        sync_path(place)
+
+
+def is_marked(place: str) -> bool:
+    """Whether a store of this format stands there; one of an older format does not. Raises IntegrityError for newer."""
+    try:
+        return _read_mark(place)
+    except OlderFormat:
+        return False
