@@ -6,6 +6,10 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .core.errors import EnvironmentFault
 
 JOBS_MAX = 4096
 QUIET = ("-q", "--quiet")
@@ -32,9 +36,30 @@ def main() -> None:
     if _nothing_to_do(arguments):
         os._exit(0)
     gc.enable()
-    from .cli.app import run
+    sys.exit(_run(arguments))
 
-    sys.exit(run(arguments))
+
+def _run(arguments: list[str]) -> int:
+    from .core.errors import EnvironmentFault
+    from .core.primitive import FLAG, allow_fallback
+
+    if FLAG in arguments[: arguments.index("--") if "--" in arguments else None]:
+        allow_fallback()  # Before anything that hashes is imported.
+    try:
+        from .cli.app import run
+    except EnvironmentFault as fault:  # The hash primitive: without it there is no command line to say so.
+        return _cannot_begin(fault, as_json="--json" in arguments)
+    return run(arguments)
+
+
+def _cannot_begin(fault: EnvironmentFault, *, as_json: bool) -> int:
+    if as_json:
+        import json
+
+        print(json.dumps({"error": fault.as_json(), "ok": False, "schema": "requiem.error/1"}, sort_keys=True))
+    lines = [f"error: {fault.what}", *(f"  {name}: {value}" for name, value in fault.facts), f"  hint: {fault.hint}"]
+    print("\n".join(lines), file=sys.stderr)
+    return fault.exit_code
 
 
 def _open_what_is_closed() -> None:

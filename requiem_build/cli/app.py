@@ -13,8 +13,9 @@ from contextlib import suppress
 import click
 
 from .. import __version__
+from ..core.digest import IS_FALLBACK
 from ..core.errors import EnvironmentFault, NotBuiltYet, RequiemError, UsageError
-from .console import ReaderGone, print_error, write_out
+from .console import ReaderGone, print_error, write_err, write_out
 from .globals import HELP, Globals, split
 
 COMMANDS = {
@@ -33,6 +34,7 @@ PLUMBING = {
     "show": ("inspect", "show"),
     "digest": ("inspect", "digest"),
     "canonical": ("inspect", "canonical"),
+    "version": ("version", "command"),
 }
 LATER = frozenset(
     {"add", "attest", "graph", "import", "keys", "observe", "pack", "replay"}
@@ -87,6 +89,8 @@ def run(arguments: list[str]) -> int:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         shared, rest = split(arguments, os.environ)
+        if IS_FALLBACK:
+            write_err("warning: BLAKE3 cannot be loaded: names are made by SHA-256, in a store of their own\n")
         if "--version" in rest[:1]:
             print(f"requiem {__version__}")
             return 0

@@ -15,6 +15,7 @@ from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..engine import site as places
 from ..engine.options import Options
 from ..store.layout import Store
+from .cas_migrate import migrate
 from .console import write_bytes, write_err, write_out
 from .globals import Globals
 
@@ -160,9 +161,7 @@ def gc() -> None:
     _later("gc")
 
 
-@command.command("migrate", hidden=True)
-def migrate() -> None:
-    _later("migrate")
+command.add_command(migrate)
 
 
 def _answer(shared: Globals, document: dict[str, object], text: str) -> None:

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..core.errors import UsageError
+from ..core.primitive import FLAG
 
 COLORS = ("auto", "always", "never")
-_FLAGS = {"-v": "verbose", "--verbose": "verbose", "-q": "quiet", "--quiet": "quiet", "--json": "json"}
+_FLAGS = {
+    "-v": "verbose",
+    "--verbose": "verbose",
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "--json": "json",
+    FLAG: "fallback",
+}
 _VALUES = {"-C": "directory", "--directory": "directory", "-f": "file", "--file": "file", "--color": "color"}
 HELP = """\
   -C, --directory DIR    act as if started in DIR
@@ -18,6 +26,8 @@ HELP = """\
   -q, --quiet            only failures and warnings
       --color WHEN       auto, always or never
       --json             one JSON document on stdout
+      --allow-hash-fallback
+                         without BLAKE3: names by SHA-256, in a store of their own
       --version          print the version
 """
 

@@ -25,7 +25,7 @@ from .cas import open_store
 from .console import Console, plain, write_bytes, write_err, write_out
 from .globals import Globals
 
-SCHEMAS = ("manifest", "request", "result", "record", "meta", "event", "report")
+SCHEMAS = ("manifest", "request", "result", "record", "meta", "event", "report", "version", "cas-migrate")
 KINDS = ("request", "result", "record", "trace")
 
 

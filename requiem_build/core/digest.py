@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import NewType
+from typing import Any, NewType
 
 from .errors import EnvironmentFault, RequestError
+from .primitive import FLAG, fallback_allowed
 
+HASH = "blake3-256"
+"""What a store's mark says of how its names are made."""
+
+blake3: Any
 try:
     from blake3 import blake3
-except ImportError as error:  # Fail closed: no other hash may stand in for the names of things.
-    raise EnvironmentFault(
-        "the hash primitive BLAKE3 cannot be loaded",
-        facts=[("cause", str(error))],
-        hint="pip install --force-reinstall blake3",
-    ) from error
+except ImportError as error:
+    if not fallback_allowed():  # Fail closed: no other hash may stand in for the names of things.
+        raise EnvironmentFault(
+            "the hash primitive BLAKE3 cannot be loaded",
+            facts=[("cause", str(error))],
+            hint=f"pip install --force-reinstall blake3, or {FLAG}: SHA-256, in a store of its own",
+        ) from error
+    from hashlib import sha256 as blake3
+
+    HASH = "sha256"
+
+IS_FALLBACK = HASH != "blake3-256"
 
 Digest = NewType("Digest", str)
 

@@ -29,7 +29,7 @@ from .kinds import (
     choice,
     count,
 )
-from .policy import CLOCKS, LEVELS, NETWORKS, RANDOMS, SYSTEMS
+from .policy import CLOCKS, DURABILITIES, LEVELS, NETWORKS, RANDOMS, SYSTEMS
 
 SHELLS = ("bash", "sh")
 
@@ -127,6 +127,7 @@ ROOT: Mapping[str, Key] = {
 }
 
 STORE: Mapping[str, Key] = {
+    "durability": Key(choice(DURABILITIES), "When results survive a power cut.", '"batch"'),
     "max_size": Key(SIZE, "How large the store may become before what is oldest is dropped."),
     "path": Key(NAME, "Where the store lies. Only in requiem.local.toml or in the user's configuration.", '".cas"'),
 }

@@ -327,6 +327,8 @@ class _Loader:
         found: dict[str, object] = {}
         if "max_size" in layer.values:
             found["max_size"] = kinds.size_bytes(layer.values["max_size"])
+        if "durability" in layer.values:
+            found["durability"] = layer.values["durability"]
         if "path" in layer.values:
             if local is None or not local.holds(("store", "path")):
                 raise layer.places["path"].error(

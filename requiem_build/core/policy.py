@@ -39,6 +39,9 @@ KNOWN_LEAKS = (
     "uid of the worker in mountinfo",
 )
 
+DURABILITIES = ("none", "batch", "full")
+"""When results survive a power cut: no promise, after half a second or at the run's end, or before a step is done."""
+
 LEVELS = ("strict", "process", "none")
 SYSTEMS = ("packages", "host")
 NETWORKS = ("none", "host")

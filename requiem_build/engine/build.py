@@ -22,6 +22,7 @@ from ..executors.blobs import Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
+from ..store.outbox import Outbox
 from . import memory as memories
 from . import noop, plans, schedule
 from .evidence import Outputs
@@ -69,7 +70,12 @@ def build(options: Options, listener: Listener, on_start: OnStart = lambda _: No
 
     with workspace_lock(site.dot, wait=options.wait, notice=notice):
         clear_scratch(site.dot)
-        return _Run(site, options, listener).run(on_start)
+        run = _Run(site, options, listener)
+        try:
+            return run.run(on_start)
+        except BaseException:
+            run.remember()  # What succeeded before.
+            raise
 
 
 def _make_garbage_rare() -> None:
@@ -94,6 +100,7 @@ class _Run:
         self.executor: Executor | None = None
         self.started = time.monotonic()
         self.host = os.uname().nodename
+        self.outbox: Outbox | None = None
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -113,6 +120,12 @@ class _Run:
         if self.signal is not None and self.executor is not None:
             self.executor.cancel(kill=self.kill)
 
+    def remember(self) -> None:
+        """Waits until the records of all that succeeded are published. Raises EnvironmentFault."""
+        for first in self.outbox.flush() if self.outbox is not None else ():
+            request = first.record.request_digest[:16]
+            self.emit(Warned(f"another build meanwhile gave another result for the same request ({request})"))
+
     def run(self, on_start: OnStart) -> Report:
         options, site = self.options, self.site
         self.memory = memories.load(site.dot, site.seal)
@@ -120,6 +133,7 @@ class _Run:
         self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
         plan = self.planned.plan
         self.store = open_store(site, self.planned.store_settings)
+        self.outbox = self.store.outbox
         if not options.dry_run:
             self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp", f"{self.run_id}.jsonl"))
         self.emit(RunStarted(self.run_id, options.mode, __version__, options.targets))
@@ -350,9 +364,12 @@ class _Run:
         report.rested_on = {p: stamp for p, (stamp, _, _) in self.planned.evidence.items()} | stamps.seen
         report.duration_ms = round((time.monotonic() - self.started) * 1000)
         self.emit(RunFinished(report.ok, report.exit_code, report.counts()))
+        journal = None if self.journal is None else self.journal.keep(self.store)
+        self.remember()
         if self.journal is not None:
             self.journal.finish(
                 self.store,
+                journal,
                 {
                     "counts": report.counts(),
                     "exit_code": report.exit_code,

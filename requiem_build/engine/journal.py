@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 
 from ..core import canonical
-from ..core.digest import object_digest
+from ..core.digest import Digest
 from ..core.errors import RequiemError
 from ..core.events import Event, as_json
 from ..store.layout import Store
@@ -46,13 +46,17 @@ class Journal:
             if self._file is not None:
                 self._file.write(line)
 
-    def finish(self, store: Store, summary: dict[str, object]) -> None:
-        """Hands the journal to the store. A store that cannot take it is no reason to fail a finished run."""
-        content = b"".join(self._lines)
+    def keep(self, store: Store) -> Digest | None:
+        """Puts the journal into the store. A store that cannot take it is no reason to fail a finished run."""
         with suppress(RequiemError):
-            digest = store.objects.put(content)
-            assert digest == object_digest(content)
-            store.runs.add(self.run, digest, summary)
+            return store.objects.put_cold(b"".join(self._lines))
+        return None
+
+    def finish(self, store: Store, kept: Digest | None, summary: dict[str, object]) -> None:
+        """Lists the run with its journal, which is durable by now."""
+        with suppress(RequiemError):
+            if kept is not None:
+                store.runs.add(self.run, kept, summary)
         self.close()
 
     def close(self) -> None:

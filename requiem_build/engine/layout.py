@@ -18,7 +18,7 @@ from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import CorruptObject, EnvironmentFault, MissingObject, UsageError
 from ..core.patterns import is_pattern, unescape
 from ..executors.blobs import EACH_MAX, Blobs
-from .stamps import Stamps, stamp_at
+from .stamps import Stamp, Stamps, stamp_at, stamp_of
 from .workspace import DOT
 
 _SOMETHING_ELSE = object()
@@ -121,7 +121,7 @@ class Layout:
                 case Link():
                     os.symlink(entry.target, temporary)
                 case Tree():
-                    self._write_tree(temporary, entry)
+                    self._write_tree(temporary, entry, full)
             if isinstance(entry, Tree):
                 self._swap(temporary, full, path)
                 self._stamps.tree(full)
@@ -134,7 +134,7 @@ class Layout:
                 f'cannot lay out "{path}"', facts=[("cause", error.strerror or str(error)), ("path", full)]
             ) from error
 
-    def _write_file(self, target: str, entry: File) -> None:
+    def _write_file(self, target: str, entry: File) -> Stamp:
         mode = 0o777 if entry.executable else 0o666
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
@@ -147,22 +147,24 @@ class Layout:
                     view = view[os.write(descriptor, view) :]
             else:
                 self._blobs.objects.copy_to(entry.digest, descriptor)
+            return stamp_of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
 
-    def _write_tree(self, target: str, tree: Tree) -> None:
-        pending: list[tuple[str, Digest]] = [(target, tree.digest)]
-        for directory, digest in pending:
+    def _write_tree(self, target: str, tree: Tree, full: str) -> None:
+        """Writes a directory that will be renamed to `full`, which changes no stamp of what is in it."""
+        pending: list[tuple[str, str, Digest]] = [(target, full, tree.digest)]
+        for directory, later, digest in pending:
             os.mkdir(directory)
             for name, entry in parse_tree(self._blobs.get(digest)):
-                path = os.path.join(directory, name)
+                path = f"{directory}/{name}"
                 match entry:
                     case File():
-                        self._write_file(path, entry)
+                        self._stamps.note(f"{later}/{name}", entry, self._write_file(path, entry))
                     case Link():
                         os.symlink(entry.target, path)
                     case Tree():
-                        pending.append((path, entry.digest))
+                        pending.append((path, f"{later}/{name}", entry.digest))
 
     def _swap(self, new: str, full: str, path: str) -> None:
         old = self._temporary(os.path.dirname(full))

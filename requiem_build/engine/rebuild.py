@@ -124,9 +124,8 @@ class Always:
         record = self._make_record(ran, wanted)
         diverged = False
         if ran.ok and self._publish and wanted.remember:  # A failure is reported, never remembered.
-            if ran.discovered is not None:
-                self._store.records.add_path_set(wanted.request.digest, ran.discovered)
-            kept = self._store.records.publish(ran.request, ran.result, record)
+            path_set = None if ran.discovered is None else (wanted.request.digest, ran.discovered)
+            kept = self._store.outbox.add(ran.request, ran.result, record, path_set)
             diverged = kept.result.digest != ran.result.digest
         return Built(
             ran.request, ran.result, record, ran, diverged, recorded=self._publish and wanted.remember and not diverged

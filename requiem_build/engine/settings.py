@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import EnvironmentFault, UsageError
-from ..core.policy import LEVELS
+from ..core.policy import DURABILITIES, LEVELS
 
 _KEYS: Mapping[str, Mapping[str, type]] = {
-    "store": {"path": str, "max_size": str},
+    "store": {"path": str, "durability": str, "max_size": str},
     "build": {"jobs": int, "mode": str, "sandbox": str},
 }
 
@@ -19,6 +19,7 @@ _KEYS: Mapping[str, Mapping[str, type]] = {
 @dataclass(frozen=True, slots=True)
 class Settings:
     store_path: str | None = None
+    durability: str | None = None
     jobs: int | None = None
     mode: str | None = None
     sandbox: str | None = None
@@ -54,7 +55,13 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     if sandbox is not None and sandbox not in LEVELS:
         place = "REQUIEM_SANDBOX" if environment.get("REQUIEM_SANDBOX") else path
         raise UsageError(f"sandbox level {sandbox!r} is none of {', '.join(LEVELS)}", facts=[("set in", place)])
+    durability = store.get("durability")
+    if durability is not None and durability not in DURABILITIES:
+        raise UsageError(
+            f"store.durability is {durability!r}, none of {', '.join(DURABILITIES)}", facts=[("configuration", path)]
+        )
     return Settings(
+        durability=durability,
         store_path=environment.get("REQUIEM_CAS_DIR") or store.get("path"),
         jobs=_jobs(environment.get("REQUIEM_JOBS"), build.get("jobs")),
         mode=build.get("mode"),

@@ -13,6 +13,7 @@ from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError
 from ..core.request import Request
 from ..sandbox.base import Sandbox
+from ..store.durability import BATCH
 from ..store.layout import Store
 from . import plans, sealed
 from .options import Options
@@ -74,11 +75,16 @@ def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read
     """
     if settings is None and not site.settings.store_path:
         settings = _manifest_settings(site)
+    durability = site.settings.durability or (settings or {}).get("durability") or BATCH
+    return Store(store_path(site, settings), read_only=read_only, durability=str(durability))
+
+
+def store_path(site: Site, settings: Mapping[str, object] | None = None) -> Path:
+    """Where `open_store` opens it."""
+    if settings is None and not site.settings.store_path:
+        settings = _manifest_settings(site)
     configured = site.settings.store_path or (settings or {}).get("path")
-    path = (
-        os.path.join(site.root, os.path.expanduser(str(configured))) if configured else os.path.join(site.root, ".cas")
-    )
-    return Store(Path(path), read_only=read_only)
+    return Path(os.path.join(site.root, os.path.expanduser(str(configured)) if configured else ".cas"))
 
 
 def _manifest_settings(site: Site) -> Mapping[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 
 from ..core.digest import Digest, object_digest
 from ..store.objects import Objects
@@ -40,10 +41,17 @@ class Blobs:
             return self._held.get(digest)
 
     def put(self, content: bytes) -> Digest:
+        return self._put(content, self.objects.put)
+
+    def put_cold(self, content: bytes) -> Digest:
+        """As `put`, of what is seldom read again."""
+        return self._put(content, self.objects.put_cold)
+
+    def _put(self, content: bytes, store: Callable[[bytes], Digest]) -> Digest:
         digest = object_digest(content)
         if digest in self._stored:  # Above all the empty one, which every quiet step has twice.
             return digest
-        self.objects.put(content)
+        store(content)
         self._stored.add(digest)
         self.hold(digest, content)
         return digest

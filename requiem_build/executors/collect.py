@@ -16,6 +16,8 @@ from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, make_tree
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import WORKSPACE
+from ..store.objects import Packing
+from ..store.packs import OBJECT_MAX
 from .blobs import EACH_MAX, Blobs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,6 +46,7 @@ class Collector:
     visible: Sequence[str] = ("/usr",)
     size_max: int | None = None
     _size: int = field(default=0, init=False)
+    _packing: Packing | None = field(default=None, init=False)
 
     def collect(self, declared: Sequence[str], inputs: Collection[str]) -> dict[str, Entry]:
         """Every declared output's entry. Raises NotCollected for the first that cannot be had."""
@@ -52,7 +55,7 @@ class Collector:
             if is_pattern(path):
                 found |= self._pattern(path, inputs)
             elif path.endswith("/"):
-                found[unescape(path)] = self._tree(unescape(path))
+                found[unescape(path)] = self._packed_tree(unescape(path))
             else:
                 found[unescape(path)] = self._single(unescape(path))
         return found
@@ -89,11 +92,19 @@ class Collector:
         if size <= EACH_MAX:
             content = os.read(descriptor, size + 1)
             if len(content) == size:
-                return self.blobs.put(content), size
+                return self._keep(content), size
             os.lseek(descriptor, 0, os.SEEK_SET)
         digest, size = self.blobs.objects.put_file(descriptor)
         self.blobs.note_stored(digest)
         return digest, size
+
+    def _keep(self, content: bytes) -> Digest:
+        """Small files of a directory are gathered in packs."""
+        if self._packing is None or len(content) > OBJECT_MAX:
+            return self.blobs.put(content)
+        digest = self._packing.add(content)
+        self.blobs.hold(digest, content)
+        return digest
 
     def _account(self, found: os.stat_result, path: str) -> None:
         self._size += found.st_size
@@ -135,6 +146,15 @@ class Collector:
             descriptor = below
         return descriptor
 
+    def _packed_tree(self, path: str) -> Tree:
+        self._packing = packing = self.blobs.objects.packing()
+        try:
+            tree = self._tree(path)
+        finally:
+            self._packing = None
+        packing.close()
+        return tree
+
     def _tree(self, path: str) -> Tree:
         top = path.rstrip("/")
         parent = self._open_parent(top)
@@ -164,7 +184,7 @@ class Collector:
                 os.close(descriptor)
         for directory in reversed(order):
             tree, content = make_tree(children[directory])
-            self.blobs.put(content)
+            self._keep(content)
             if directory == top:
                 return tree
             children[posixpath.dirname(directory)][posixpath.basename(directory)] = tree

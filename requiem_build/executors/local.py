@@ -5,7 +5,6 @@ It does not know the manifest or the workspace's state: bytes come from the stor
 
 from __future__ import annotations
 
-import os
 import posixpath
 import queue
 import re
@@ -151,9 +150,8 @@ class LocalExecutor:
     def _stage_file(self, path: str, digest: Digest, executable: bool) -> Staged:
         content = self.blobs.held(digest)
         if content is None:
-            source = self.blobs.objects.file(digest)
-            if os.path.getsize(source) > EACH_MAX:
-                return Staged(path, source=source, executable=executable)
+            if (self.blobs.objects.size(digest) or 0) > EACH_MAX:
+                return Staged(path, source=self.blobs.objects.file(digest), executable=executable)
             content = self.blobs.get(digest)
         return Staged(path, data=content, executable=executable)
 
@@ -241,7 +239,7 @@ class LocalExecutor:
         )
 
     def _captured(self, content: bytes, truncated: bool) -> Captured:
-        return Captured(self.blobs.put(content), len(content), truncated)
+        return Captured(self.blobs.put_cold(content), len(content), truncated)
 
     def _discovered(
         self, request: Request, collector: Collector, offered: Mapping[str, Entry]

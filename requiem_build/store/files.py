@@ -19,7 +19,7 @@ from ..core.errors import EnvironmentFault, Fact, IntegrityError
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How everything in a store and every step's output is opened: no link is followed, no FIFO is waited for."""
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_MODE = 0o444
 DIRECTORY_MODE = 0o755
 STALE_S = 3600
@@ -94,6 +94,14 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
         if done == 0:
             raise OSError(errno.EIO, "a write of zero bytes")
         rest = rest[done:]
+
+
+def create_file(path: str) -> int:
+    """A new file of mode 0444 whatever the umask, open for reading and writing. Raises OSError."""
+    descriptor = os.open(path, _NEW, FILE_MODE)
+    if _umask() & FILE_MODE:
+        os.fchmod(descriptor, FILE_MODE)
+    return descriptor
 
 
 def read_small(path: str, size_max: int) -> bytes | None:
@@ -232,12 +240,14 @@ class Scratch:
             self._owner = (owner, pid)
         return f"{owner}.{next(_COUNT)}"
 
-    def write(self, content: bytes) -> str:
+    def write(self, content: bytes, *, durable: bool = False) -> str:
         """A finished temporary file of mode 0444; nothing is left if that fails. Raises OSError."""
         descriptor, path = self.create()
         try:
             try:
                 write_all(descriptor, content)
+                if durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         except BaseException:
@@ -249,14 +259,11 @@ class Scratch:
         """A new file of mode 0444 whatever the umask, open for writing; the caller closes and renames it."""
         path = f"{self.directory}/{self.name()}"
         try:
-            descriptor = os.open(path, _NEW, FILE_MODE)
+            return create_file(path), path
         except FileNotFoundError:  # The store was deleted under us.
             os.makedirs(os.path.dirname(self.directory), exist_ok=True)
             ensure_directory(self.directory)
-            descriptor = os.open(path, _NEW, FILE_MODE)
-        if _umask() & FILE_MODE:
-            os.fchmod(descriptor, FILE_MODE)
-        return descriptor, path
+            return create_file(path), path
 
     def discard(self, *paths: str) -> None:
         for path in paths:

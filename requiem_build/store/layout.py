@@ -6,7 +6,7 @@
     <root>/v2/objects/AB/CD/<digest>  and <digest>.meta
     <root>/v2/tmp            unfinished files, named after their process
     <root>/v2/quarantine     what was found damaged
-    <root>/v2/packs          (not built yet)
+    <root>/v2/packs/<name>   small files of one directory output, together
     <root>/records/AB/<request digest>
     <root>/records/paths/AB/<request digest>
     <root>/records/divergences/<request digest>/<result digest>
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import canonical
-from ..core.digest import Digest
+from ..core.digest import HASH, IS_FALLBACK, Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import (
     CorruptObject,
@@ -37,20 +37,22 @@ from ..core.errors import (
     UsageError,
 )
 from ..core.result import Result
+from .durability import BATCH, FULL, sync_file_system, sync_path
 from .files import NotAFile, Scratch, ensure_directory, fault, kind_of, read_small
 from .objects import Objects, Stats
+from .outbox import Outbox
+from .place import Place
 from .records import Records
 from .runs import Runs
 
 FORMAT = 2
-HASH = "blake3-256"
 MARK = "requiem-store"
 _MARK_CONTENT = canonical.encode_plain({"format": FORMAT, "hash": HASH}) + b"\n"
 _TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This directory is a store of Requiem, a build runner: everything in it can be made again.\n"
 )
-_OURS = frozenset({MARK, "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
+_OURS = frozenset({MARK, "v1-names", "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
 _DIRECTORIES = (
     *("v2", "v2/tmp", "v2/objects", "v2/quarantine", "v2/packs"),
     *("records", "records/paths", "records/divergences", "runs"),
@@ -74,11 +76,11 @@ class Store:
 
     Raises UsageError for a directory that holds something else, IntegrityError for the format of another
     version, EnvironmentFault where the host refuses. On a file system that cannot be written an existing
-    store opens all the same: `refusal` then says why nothing can be put.
+    store opens all the same: `refusal` then says why nothing can be put. `durability` is one of `DURABILITIES`.
     """
 
-    def __init__(self, root: Path, *, read_only: bool = False) -> None:
-        self.root = Path(os.path.realpath(root))
+    def __init__(self, root: Path, *, read_only: bool = False, durability: str = BATCH) -> None:
+        self.root = Path(os.path.realpath(root) + (f"-{HASH}" if IS_FALLBACK else ""))
         place = str(self.root)
         self._scratch = Scratch(f"{place}/v2/tmp")
         try:
@@ -87,15 +89,28 @@ class Store:
             if self.refusal is None:
                 if not known:
                     _check_unclaimed(place)
-                _make(place, self._scratch)
+                _make(place, self._scratch, known=known)
         except OSError as error:
             raise fault(error, f"opening the store {place}", place) from error
-        self.objects = Objects(f"{place}/v2", self._scratch, refusal=self.refusal)
-        self.records = Records(f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal)
-        self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal)
+        durable = durability == FULL
+        self._durability = durability
+        self.objects = Objects(Place(f"{place}/v2", self._scratch, refusal=self.refusal, durable=durable))
+        self.records = Records(
+            f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable
+        )
+        self.outbox = Outbox(place, self.records, durability, refusal=self.refusal)
+        self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal, durable=durable)
         if self.refusal is None:
             with suppress(OSError):
                 self._scratch.sweep()
+
+    def sync(self) -> None:
+        """What was put is as durable on return as it ever will be. Raises EnvironmentFault."""
+        if self._durability == BATCH and self.refusal is None:
+            try:
+                sync_file_system(str(self.root))
+            except OSError as error:
+                raise fault(error, "syncing the store", str(self.root)) from error
 
     def missing(self, result: Result) -> list[Digest]:
         """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""
@@ -148,7 +163,7 @@ def _read_mark(place: str) -> bool:
     path = f"{place}/{MARK}"
     try:
         content = read_small(path, 4096)
-        if content is None:
+        if content is None or not content.strip(b"\0"):  # Without bytes: the power failed while it was made.
             return False
         mark = canonical.parse(content)
         number, primitive = mark["format"], mark["hash"]
@@ -169,8 +184,12 @@ def _read_mark(place: str) -> bool:
     return True
 
 
-def _older(place: str) -> IntegrityError:
-    return IntegrityError("the store has the older format v1", facts=[("store", place)], hint="requiem cas migrate")
+class OlderFormat(IntegrityError):
+    """`requiem cas migrate` brings it to this one."""
+
+
+def _older(place: str) -> OlderFormat:
+    return OlderFormat("the store has the older format v1", facts=[("store", place)], hint="requiem cas migrate")
 
 
 def _refusal(place: str, *, read_only: bool, known: bool) -> EnvironmentFault | None:
@@ -206,12 +225,34 @@ def _check_unclaimed(place: str) -> None:
         )
 
 
-def _make(place: str, scratch: Scratch) -> None:
-    """Makes what is lacking, in an order in which being killed anywhere leaves what the next opening completes."""
+def _make(place: str, scratch: Scratch, *, known: bool) -> None:
+    """Makes what is lacking, in an order in which being killed anywhere leaves what the next opening completes.
+
+    `known`: it bears its mark.
+    """
+    make_directories(place)
+    if not known:
+        mark(place, scratch)
+
+
+def make_directories(place: str) -> None:
+    """All directories of a store. Raises OSError."""
     os.makedirs(place, exist_ok=True)
     for name in _DIRECTORIES:
         ensure_directory(f"{place}/{name}")
-    if os.path.lexists(f"{place}/{MARK}"):
-        return
+
+
+def mark(place: str, scratch: Scratch, *, durable: bool = False) -> None:
+    """Says that everything is there. The mark itself is last: what bears it is complete. Raises OSError."""
     for name, content in ((".gitignore", b"*\n"), ("CACHEDIR.TAG", _TAG), (MARK, _MARK_CONTENT)):
-        os.rename(scratch.write(content), f"{place}/{name}")  # The mark is last: what bears it is complete.
+        os.rename(scratch.write(content, durable=durable), f"{place}/{name}")
+    if durable:
+        sync_path(place)
+
+
+def is_marked(place: str) -> bool:
+    """Whether a store of this format stands there; one of an older format does not. Raises IntegrityError for newer."""
+    try:
+        return _read_mark(place)
+    except OlderFormat:
+        return False

@@ -19,6 +19,7 @@ from ..core.digest import Digest, Domain, digest, is_digest, parse_digest
 from ..core.errors import EnvironmentFault, IntegrityError, RequestError
 from ..core.request import Request
 from ..core.result import Record, Result, parse_record, parse_result
+from .durability import sync_path
 from .files import NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_small
 
 PATH_SETS_MAX = 16
@@ -46,17 +47,35 @@ class Absent:
     damaged: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A record that is written and not yet filed."""
+
+    kept: Kept
+    temporary: str
+
+
 class Records:
     """The records of one store. Safe for any number of threads and processes, without a lock."""
 
     def __init__(
-        self, base: str, quarantine: str, scratch: Scratch, *, refusal: EnvironmentFault | None = None
+        self,
+        base: str,
+        quarantine: str,
+        scratch: Scratch,
+        *,
+        refusal: EnvironmentFault | None = None,
+        durable: bool = False,
     ) -> None:
-        """`base` is the absolute `records` directory. `refusal`: why nothing may be written, or None."""
+        """`base` is the absolute `records` directory. `refusal`: why nothing may be written, or None.
+
+        `durable`: what is published is on the disk when `publish` returns.
+        """
         self._base = base
         self._quarantine = quarantine
         self._scratch = scratch
         self._refusal = refusal
+        self._durable = durable
         self._made: set[str] = set()
 
     # -- finding ------------------------------------------------------------------------------------------
@@ -125,6 +144,14 @@ class Records:
 
         Raises EnvironmentFault; then nothing was filed.
         """
+        written = self.write(request, result, record)
+        try:
+            return self.file(written)
+        finally:
+            self.discard(written)
+
+    def write(self, request: Request, result: Result, record: Record) -> Written:
+        """A record ready to be filed, which nobody can find yet; discard it afterwards. Raises EnvironmentFault."""
         assert result.ok, "only success is remembered"
         assert request.digest == result.request_digest == record.request_digest
         assert record.result_digest == result.digest
@@ -132,13 +159,18 @@ class Records:
         if self._refusal is not None:
             raise self._refusal
         try:
-            return self._publish(mine, request.digest)
+            return Written(mine, self._scratch.write(_encode(mine), durable=self._durable))
         except OSError as error:
-            raise fault(error, f"publishing the record of request {request.digest}", self._base) from error
+            raise self._cannot_publish(error, request.digest) from error
 
-    def _publish(self, mine: Kept, request_digest: Digest) -> Kept:
+    def discard(self, written: Written) -> None:
+        self._scratch.discard(written.temporary)
+
+    def file(self, written: Written) -> Kept:
+        """As `publish`, of what was written."""
+        mine, temporary = written.kept, written.temporary
+        request_digest = mine.record.request_digest
         path = self._path(request_digest)
-        temporary = self._scratch.write(_encode(mine))
         try:
             self._ensure(os.path.dirname(path))
             for _ in range(8):
@@ -152,17 +184,23 @@ class Records:
                     return replace(first, diverged=True)
                 if first.damaged:
                     self._set_aside(path, request_digest)
-            raise IntegrityError(f"the record of request {request_digest} cannot be replaced", facts=[("path", path)])
-        finally:
-            self._scratch.discard(temporary)
+        except OSError as error:
+            raise self._cannot_publish(error, request_digest) from error
+        raise IntegrityError(f"the record of request {request_digest} cannot be replaced", facts=[("path", path)])
+
+    def _cannot_publish(self, error: OSError, request_digest: Digest) -> EnvironmentFault:
+        return fault(error, f"publishing the record of request {request_digest}", self._base)
 
     def _link(self, temporary: str, path: str) -> bool:
         try:
-            return link_new(temporary, path)
+            linked = link_new(temporary, path)
         except FileNotFoundError:  # A directory of the store was deleted meanwhile.
             self._made.clear()
             self._ensure(os.path.dirname(path))
-            return link_new(temporary, path)
+            linked = link_new(temporary, path)
+        if self._durable:
+            sync_path(os.path.dirname(path))
+        return linked
 
     def _keep_divergence(self, temporary: str, mine: Kept, request_digest: Digest) -> None:
         folder = f"{self._base}/divergences/{request_digest}"
@@ -185,6 +223,8 @@ class Records:
             for path in (self._base, f"{self._base}/paths", f"{self._base}/divergences", directory):
                 ensure_directory(path)
         self._made.add(directory)
+        if self._durable:
+            sync_path(os.path.dirname(directory))
 
     # -- path sets ----------------------------------------------------------------------------------------
 
@@ -212,7 +252,7 @@ class Records:
         path = self._paths_path(request_digest)
         try:
             self._ensure(os.path.dirname(path))
-            temporary = self._scratch.write(content)
+            temporary = self._scratch.write(content, durable=self._durable)
             try:
                 os.rename(temporary, path)
             except BaseException:

@@ -10,6 +10,7 @@ from typing import Any
 from ..core import canonical
 from ..core.digest import Digest, is_digest
 from ..core.errors import EnvironmentFault, IntegrityError, RequestError, UnknownName, UsageError
+from .durability import sync_path
 from .files import NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_small
 
 SCHEMA = "requiem.run/1"
@@ -49,10 +50,13 @@ class Run:
 class Runs:
     """The runs of one store, oldest first."""
 
-    def __init__(self, base: str, scratch: Scratch, *, refusal: EnvironmentFault | None = None) -> None:
+    def __init__(
+        self, base: str, scratch: Scratch, *, refusal: EnvironmentFault | None = None, durable: bool = False
+    ) -> None:
         self._base = base
         self._scratch = scratch
         self._refusal = refusal
+        self._durable = durable
 
     def add(self, run_id: str, journal: Digest, summary: Mapping[str, Any]) -> Run:
         """`summary` holds workspace, when, ok, exit_code and counts. Raises UsageError if the id is taken."""
@@ -61,10 +65,12 @@ class Runs:
             raise self._refusal
         try:
             ensure_directory(self._base)
-            temporary = self._scratch.write(run.encoded)
+            temporary = self._scratch.write(run.encoded, durable=self._durable)
             try:
                 if not link_new(temporary, self._path(run_id)):
                     raise UsageError(f'run "{run_id}" exists already')
+                if self._durable:
+                    sync_path(self._base)
             finally:
                 self._scratch.discard(temporary)
         except OSError as error:

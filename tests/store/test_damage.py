@@ -16,8 +16,9 @@ import zstandard
 from requiem_build.core.canonical import encode_plain
 from requiem_build.core.digest import Digest, object_digest
 from requiem_build.core.errors import CorruptObject, IntegrityError, MissingObject
-from requiem_build.store import objects
+from requiem_build.store import objects, quarantine, reading
 from requiem_build.store.layout import Store
+from requiem_build.store.place import Place
 
 CONTENT = b"what was stored, " * 20
 NAME = object_digest(CONTENT)
@@ -89,8 +90,8 @@ def test_c01_no_flipped_byte_anywhere_ever_gives_wrong_bytes(
 ) -> None:
     content = b"small and again, " * 6
     store = Store(tmp_path / "cas")
-    monkeypatch.setattr(objects, "_TRIES_S", (0.0,))  # Nobody writes beside us: no second look.
-    monkeypatch.setattr(objects, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(reading, "TRIES_S", (0.0,))  # Nobody writes beside us: no second look.
+    monkeypatch.setattr(quarantine, "SETTLE_S", 0.0)
     digest = store.objects.put(content, encoding=encoding)
     assert dict(store.objects.ls())[digest].encoding == encoding
     kept = {path: path.read_bytes() for path in (blob(store, digest), meta(store, digest))}
@@ -476,8 +477,8 @@ def test_readers_never_meet_a_half_while_the_encoding_changes(store: Store) -> N
     for reader in readers:
         reader.start()
     for _ in range(100):
-        store.objects._put_new(digest, content, "zstd")
-        store.objects._verified.clear()
+        store.objects._writer.put_new(digest, content, "zstd")
+        store.objects.place.verified.clear()
         store.objects.file(digest)  # Makes it plain again.
     done.set()
     for reader in readers:
@@ -486,21 +487,20 @@ def test_readers_never_meet_a_half_while_the_encoding_changes(store: Store) -> N
     assert os.listdir(store.root / "v2" / "quarantine") == []
 
 
-def test_quarantine_takes_only_what_was_judged(store: Store) -> None:
+def test_quarantine_takes_only_what_was_judged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader finds damage; before it acts, another process has repaired the object."""
     store.objects.put(CONTENT)
     overwrite(blob(store), b"?" * len(CONTENT))
-    condemn = store.objects._condemn
+    condemn = objects.condemn
 
-    def late(digest: Digest, bad: object) -> CorruptObject:
+    def late(place: Place, digest: Digest, bad: reading.Bad) -> CorruptObject:
         blob(store).unlink()
         store.objects.put(CONTENT)
-        return condemn(digest, bad)
+        return condemn(place, digest, bad)
 
-    store.objects._condemn = late
+    monkeypatch.setattr(objects, "condemn", late)
     with pytest.raises(CorruptObject):
         store.objects.get(NAME)
-    store.objects._condemn = condemn
     assert store.objects.get(NAME) == CONTENT
     assert os.listdir(store.root / "v2" / "quarantine") == []
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from requiem_build.core.digest import object_digest
 from requiem_build.core.errors import CorruptObject, MissingObject
-from requiem_build.store import objects
+from requiem_build.store import quarantine, reading
+from requiem_build.store.encoding import plain_meta
 from requiem_build.store.layout import Store
 
 CONTENTS = [b"", b"a", b"hello", b"again and " * 30, b"again or " * 300, bytes(range(256)) * 3]
@@ -30,12 +31,12 @@ class Model(RuleBasedStateMachine):
         self.store = Store(self.root / "cas")
         self.good: set[bytes] = set()
         self.harmed: set[bytes] = set()
-        objects._TRIES_S = (0.0,)  # One process: no second look is needed.
-        objects._SETTLE_S = 0.0
+        reading.TRIES_S = (0.0,)  # One process: no second look is needed.
+        quarantine.SETTLE_S = 0.0
 
     def teardown(self) -> None:
-        objects._TRIES_S = (0.0, 0.002, 0.01)
-        objects._SETTLE_S = 0.01
+        reading.TRIES_S = (0.0, 0.002, 0.01)
+        quarantine.SETTLE_S = 0.01
         shutil.rmtree(self.root)
 
     @rule(content=which, encoding=st.sampled_from(["identity", "zstd"]))
@@ -125,7 +126,7 @@ class Model(RuleBasedStateMachine):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             Path(f"{path}.meta").unlink(missing_ok=True)
-            Path(f"{path}.meta").write_bytes(objects.plain_meta(object_digest(content), len(content)))
+            Path(f"{path}.meta").write_bytes(plain_meta(object_digest(content), len(content)))
             self._harm(content)
 
     @rule()
