@@ -17,6 +17,7 @@ HOMES = {
     "rfc8785": {"core/canonical.py"},
     "jinja2": {"core/expressions.py"},
     "click": {f"cli/{name}.py" for name in ("app", "build", "cas", "clean", "doctor", "execute", "init")}
+    | {f"cli/cas_{name}.py" for name in ("bytes", "care", "look")}
     | {f"cli/{name}.py" for name in ("inspect", "listing", "watch")},
     "rich": {"cli/console.py"},
     "zstandard": {"store/encoding.py"},

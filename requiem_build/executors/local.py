@@ -5,7 +5,6 @@ It does not know the manifest or the workspace's state: bytes come from the stor
 
 from __future__ import annotations
 
-import os
 import posixpath
 import re
 import signal
@@ -17,6 +16,7 @@ from typing import Any
 from ..core import canonical
 from ..core.digest import Digest, object_digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.errors import EnvironmentFault
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import KNOWN_LEAKS, WORKSPACE, Limits
 from ..core.request import LISTING, Request, by_bytes
@@ -26,6 +26,7 @@ from .base import Ran
 from .blobs import EACH_MAX, Blobs
 from .collect import Collector, NotCollected
 from .depfile import parse_depfile
+from .vanished import size_of, vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
 SYSTEM_ROOT = "/usr"
@@ -65,8 +66,10 @@ class LocalExecutor:
             started = time.monotonic()
             try:
                 finished = sandbox.run(job)
-            except BaseException:
+            except BaseException as error:
                 self._release(request, sandbox, healthy=False)
+                if isinstance(error, EnvironmentFault | OSError):
+                    raise vanished(job, error) or error from error
                 raise
             duration_ms = round((time.monotonic() - started) * 1000)
         # What a step left lies in its sandbox until it is collected; another step may run in another meanwhile.
@@ -146,7 +149,7 @@ class LocalExecutor:
         content = self.blobs.held(digest)
         if content is None:
             source = self.blobs.objects.file(digest)
-            if os.path.getsize(source) > EACH_MAX:
+            if size_of(source) > EACH_MAX:
                 return Staged(path, source=source, executable=executable)
             content = self.blobs.get(digest)
         return Staged(path, data=content, executable=executable)
