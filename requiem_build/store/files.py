@@ -25,6 +25,8 @@ DIRECTORY_MODE = 0o755
 SHARED_BITS = stat.S_ISGID | stat.S_IWGRP
 SHARED_MODE = DIRECTORY_MODE | SHARED_BITS
 STALE_S = 3600
+DELETED_MAX = 4
+"""How often one write puts up with the whole store being deleted under it."""
 PIECE = 1 << 20
 BLOCK = 4096
 """What a file system gives out at once: every file takes whole ones."""
@@ -275,12 +277,14 @@ class Scratch:
     def create(self) -> tuple[int, str]:
         """A new file of mode 0444 whatever the umask, open for writing; the caller closes and renames it."""
         path = f"{self.directory}/{self.name()}"
-        try:
-            return create_file(path), path
-        except FileNotFoundError:  # The store was deleted under us.
-            os.makedirs(os.path.dirname(self.directory), exist_ok=True)
-            ensure_directory(self.directory)
-            return create_file(path), path
+        for _ in range(DELETED_MAX):
+            try:
+                return create_file(path), path
+            except FileNotFoundError:  # The store was deleted under us, and may be once more before we are done.
+                with suppress(FileNotFoundError):
+                    os.makedirs(os.path.dirname(self.directory), exist_ok=True)
+                    ensure_directory(self.directory)
+        return create_file(path), path
 
     def discard(self, *paths: str) -> None:
         for path in paths:

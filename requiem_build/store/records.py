@@ -22,14 +22,13 @@ from ..core.request import Request
 from ..core.result import Record, Result, parse_record, parse_result
 from . import uses
 from .durability import sync_path
-from .files import NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_judged, read_small
+from .files import DELETED_MAX, NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_judged, read_small
 
 PATH_SETS_MAX = 16
 PATHS_SCHEMA = "requiem.paths/1"
 _REQUEST, _RESULT = b',"request":{', b',"result":{'
 _CUTS_MAX = 64
 _SHARD = re.compile(r"[0-9a-f]{2}")
-_DELETED_MAX = 4
 T = TypeVar("T")
 NoteUse = Callable[[str, bytes, os.stat_result], None]
 
@@ -190,7 +189,7 @@ class Records:
         if self._refusal is not None:
             raise self._refusal
         try:
-            return Written(mine, self._scratch.write(_encode(mine), durable=self._durable))
+            return self._insist(lambda: Written(mine, self._scratch.write(_encode(mine), durable=self._durable)))
         except OSError as error:
             raise self._cannot_publish(error, request.digest) from error
 
@@ -201,7 +200,7 @@ class Records:
         """As `publish`, of what was written; once more where the whole store was deleted meanwhile."""
         mine, temporary = written.kept, written.temporary
         try:
-            for _ in range(_DELETED_MAX):
+            for _ in range(DELETED_MAX):
                 try:
                     return self._file(mine, temporary)
                 except FileNotFoundError:
@@ -215,7 +214,8 @@ class Records:
                 self._scratch.discard(temporary)
 
     def _insist(self, write: Callable[[], T]) -> T:
-        for _ in range(_DELETED_MAX):
+        """Once more where the whole store was deleted while something was written, with its temporary files."""
+        for _ in range(DELETED_MAX):
             try:
                 return write()
             except FileNotFoundError:

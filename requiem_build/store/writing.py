@@ -15,14 +15,13 @@ from . import reading
 from .copying import check_size, copy_hashed
 from .durability import sync_path
 from .encoding import Meta, plain_meta
-from .files import BLOCK, create_file, ensure_directory, write_all
+from .files import BLOCK, DELETED_MAX, create_file, ensure_directory, write_all
 from .place import Place
 from .reading import Opened, is_sane, pieces, stamp
 
 INPUT_MTIME_NS = INPUT_MTIME_S * 1_000_000_000
 
 
-_DELETED_MAX = 4
 T = TypeVar("T")
 
 
@@ -48,7 +47,7 @@ class Writer:
 
     def insist(self, write: Callable[[], T]) -> T:
         """Once more where the whole store was deleted while something was put into it, with its temporary files."""
-        for _ in range(_DELETED_MAX):
+        for _ in range(DELETED_MAX):
             try:
                 return write()
             except FileNotFoundError:
