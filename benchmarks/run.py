@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graph import layered, write_ninja, write_requiem
+from sections import PAGE, write_section
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGE = REPOSITORY / "docs" / "performance.md"
 SPAWNS = 100
 """Pairs of one round of `spawn`: one pair alone takes but a few milliseconds."""
 
@@ -301,7 +301,7 @@ def main() -> int:
         print(f"round {number + 1} of {chosen.rounds}: {said}", file=sys.stderr)
     print("\n".join(table(found)))
     if chosen.write:
-        PAGE.write_text(page(found, chosen.rounds, chosen.steps), encoding="utf-8")
+        write_section("builds", page(found, chosen.rounds, chosen.steps))
         print(f"wrote {PAGE}", file=sys.stderr)
     return 0
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..core.policy import LEVELS
 from ..engine import build as engine
 from ..engine.options import Options
 from ..engine.report import Report
-from .console import Console, write_out
+from .console import Console, write_err, write_out
 from .globals import Globals
 
 MODES = ("turbo", "repro")
@@ -82,7 +82,15 @@ def command(
     report = run_build(options, shared)
     if shared.json:
         write_out(json.dumps(report.as_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    with suppress(KeyboardInterrupt):  # The build is over and has been told: this may be left for the next one.
+        keep_up(report, shared)
     return report.exit_code
+
+
+def keep_up(report: Report, shared: Globals) -> None:
+    """What the store needs after a build."""
+    if report.upkeep is not None:
+        report.upkeep.run(lambda text: None if shared.quiet else write_err(f"{text}\n"))
 
 
 def make_options(shared: Globals, *, mode: str | None, jobs: int | None, **rest: Any) -> Options:

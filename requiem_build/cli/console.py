@@ -10,8 +10,8 @@ import re
 import shlex
 import sys
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from ..core.digest import EMPTY, Digest
@@ -261,6 +261,22 @@ class Live:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A live line for something else than a build. It has no thread: who works may fork."""
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(bar_width=30), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=RichConsole(stderr=True), transient=True, auto_refresh=False) as progress:
+        task = progress.add_task("", total=total)
+
+        def show(done: int, text: str) -> None:
+            progress.update(task, completed=min(done, total), description=text, refresh=True)
+
+        yield show
 
 
 def print_error(error: RequiemError, *, color: bool = False) -> None:

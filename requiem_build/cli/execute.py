@@ -23,8 +23,9 @@ def command(context: click.Context, file: str) -> int:
     request = parse_request(read_file(shared, file))
     site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
     prepare_dot(site.dot)
-    with heeding_signals() as heed:
-        ran = execute(request, site, open_store(site), heed)
+    store = open_store(site)
+    with heeding_signals() as heed, store.lease():
+        ran = execute(request, site, store, heed)
     write_bytes(ran.result.encoded + b"\n")
     if ran.failure:
         write_err(f"error: the step failed: {plain(ran.failure)}\n")

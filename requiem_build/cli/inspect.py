@@ -14,18 +14,21 @@ import click
 from ..core import canonical as canonical_json
 from ..core.digest import EMPTY, Digest, Domain, is_digest, object_digest
 from ..core.digest import digest as digest_of
-from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.errors import CorruptObject, EnvironmentFault, MissingObject, UnknownName, UsageError
 from ..core.request import parse_request
 from ..core.result import make_trace
 from ..engine.options import Options
 from ..engine.site import find_site
 from ..store.layout import Store
 from ..store.records import Kept
-from .cas import open_store
+from .cas_store import open_store
 from .console import Console, plain, write_bytes, write_err, write_out
 from .globals import Globals
 
-SCHEMAS = ("manifest", "request", "result", "record", "meta", "event", "report", "version", "cas-migrate")
+SCHEMAS = (
+    *("manifest", "request", "result", "record", "meta", "event", "report", "version"),
+    *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
+)
 KINDS = ("request", "result", "record", "trace")
 
 
@@ -151,7 +154,10 @@ def _events(shared: Globals, store: Store) -> Iterator[dict[str, Any]]:
     """Finished steps of this workspace's runs, newest run first."""
     site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
     for run in reversed([run for run in store.runs if run.workspace == site.workspace_id]):
-        lines = store.objects.get(run.journal).splitlines()
+        try:
+            lines = store.objects.get(run.journal).splitlines()
+        except (MissingObject, CorruptObject):
+            continue  # What was said in a run may be dropped before the run itself is.
         for line in reversed(lines):
             event = json.loads(line)
             if event.get("event") == "step_finished" and event["state"] != "skipped":

@@ -12,7 +12,7 @@ from ..engine import build as engine
 from ..engine.report import Report
 from ..engine.site import find_site
 from ..engine.watch import Watch, is_no_news
-from .build import make_options, parse_sets
+from .build import keep_up, make_options, parse_sets
 from .console import Console, print_error, write_err
 from .globals import Globals
 
@@ -73,6 +73,7 @@ def command(
             if last[0] is None or counts["fresh"] < counts["total"]:
                 console.summary(report)
             last[0] = report
+            keep_up(report, shared)
             told[0] = ""
         finally:
             running.clear()

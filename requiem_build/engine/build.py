@@ -33,10 +33,21 @@ from .options import Options
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
-from .site import Site, boot_sandbox, clear_scratch, find_site, host_platform, open_store, prepare_dot, question_of
+from .site import (
+    Site,
+    boot_sandbox,
+    clear_scratch,
+    find_site,
+    host_platform,
+    open_store,
+    prepare_dot,
+    question_of,
+    size_max,
+)
 from .stamps import Stamps, tells_changes_apart
 from .step import Outcome, Performer
 from .surroundings import Surroundings
+from .upkeep import Upkeep
 from .workspace import Workspace
 
 OVERLAP = 1
@@ -168,7 +179,7 @@ class _Run:
         if not options.dry_run:
             self._guard(layout)
         _make_garbage_rare()
-        with self._executor(blobs, surroundings, workspace) as executor:
+        with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
             on_start(Running(self.interrupt, blobs.get, site.root))
             self.performer = self._performer(workspace, surroundings, layout, executor)
@@ -377,6 +388,14 @@ class _Run:
                     "when": now_text(),
                     "workspace": self.site.workspace_id,
                 },
+            )
+        if not self.options.dry_run:
+            report.upkeep = Upkeep(
+                self.store,
+                site=self.site,
+                size_max=size_max(self.site, self.planned.store_settings),
+                lasted_ms=report.duration_ms,
+                used=[Digest(step.request_digest) for step in self.memory.steps.values()],
             )
         if report.ok and not self.options.dry_run and not self.performer.ran_unremembered:
             noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps))

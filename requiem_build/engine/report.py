@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ..core.events import StepFinished
 from .stamps import Stamp
+
+if TYPE_CHECKING:
+    from .upkeep import Upkeep
 
 SCHEMA = "requiem.report/1"
 STATES = ("ran", "hit", "fresh", "failed", "skipped")
@@ -24,6 +28,9 @@ class Report:
     duration_ms: int = 0
     rested_on: Mapping[str, Stamp] = field(default_factory=dict)
     """Every path that was looked at, with its stamp: as long as all are so, building again gives the same."""
+
+    upkeep: Upkeep | None = None
+    """What is left to do for the store when everything has been said."""
 
     @property
     def ok(self) -> bool:

@@ -10,9 +10,9 @@ from typing import Any
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.policy import DURABILITIES, LEVELS
 
-_KEYS: Mapping[str, Mapping[str, type]] = {
-    "store": {"path": str, "durability": str, "max_size": str},
-    "build": {"jobs": int, "mode": str, "sandbox": str},
+_KEYS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "store": {"path": (str,), "durability": (str,), "max_size": (str, int)},
+    "build": {"jobs": (int,), "mode": (str,), "sandbox": (str,)},
 }
 
 
@@ -20,6 +20,8 @@ _KEYS: Mapping[str, Mapping[str, type]] = {
 class Settings:
     store_path: str | None = None
     durability: str | None = None
+    store_size_max: int | None = None
+    """In bytes. For the store that is really used, a manifest's wish counts only without it."""
     jobs: int | None = None
     mode: str | None = None
     sandbox: str | None = None
@@ -45,9 +47,9 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         for key, item in keys.items():
             if key not in _KEYS[table]:
                 raise _unknown(path, f"{table}.{key}", [f"{table}.{name}" for name in _KEYS[table]])
-            if type(item) is not _KEYS[table][key]:
+            if type(item) not in _KEYS[table][key]:
                 raise UsageError(
-                    f"{table}.{key} must be {_KEYS[table][key].__name__}, not {type(item).__name__}",
+                    f"{table}.{key} must be {_KEYS[table][key][0].__name__}, not {type(item).__name__}",
                     facts=[("configuration", path)],
                 )
     store, build = value.get("store", {}), value.get("build", {})
@@ -63,6 +65,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     return Settings(
         durability=durability,
         store_path=environment.get("REQUIEM_CAS_DIR") or store.get("path"),
+        store_size_max=_size_max(store.get("max_size"), path),
         jobs=_jobs(environment.get("REQUIEM_JOBS"), build.get("jobs")),
         mode=build.get("mode"),
         sandbox=sandbox,
@@ -88,6 +91,19 @@ def _read(path: str) -> dict[str, Any]:
         raise EnvironmentFault(
             "the user's configuration cannot be read", facts=[("configuration", path), ("cause", error.strerror or "")]
         ) from error
+
+
+def _size_max(value: int | str | None, path: str) -> int | None:
+    if value is None:
+        return None
+    from ..core.kinds import size_bytes
+
+    found = size_bytes(value)
+    if not found:
+        raise UsageError(
+            f"store.max_size is {value!r}, not a size", facts=[("configuration", path)], hint='write "10GiB"'
+        )
+    return found
 
 
 def _unknown(path: str, key: str, known: list[str]) -> UsageError:

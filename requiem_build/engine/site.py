@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.digest import object_digest
-from ..core.errors import EnvironmentFault, RequiemError
+from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
 from ..core.request import Request
 from ..sandbox.base import Sandbox
 from ..store.durability import BATCH
+from ..store.growth import SIZE_MAX
 from ..store.layout import Store
 from . import plans, sealed
 from .options import Options
@@ -87,6 +88,21 @@ def store_path(site: Site, settings: Mapping[str, object] | None = None) -> Path
     return Path(os.path.join(site.root, os.path.expanduser(str(configured)) if configured else ".cas"))
 
 
+def size_max(site: Site, settings: Mapping[str, object] | None = None) -> int:
+    """The bound of the store that `open_store` opens, in bytes.
+
+    A manifest speaks only for the workspace's own store: in one that many share, the user's configuration does.
+    """
+    if site.settings.store_size_max is not None:
+        return site.settings.store_size_max
+    if settings is None:
+        settings = _manifest_settings(site)
+    wish = settings.get("max_size")
+    if site.settings.store_path or settings.get("path") or not isinstance(wish, int):
+        return SIZE_MAX
+    return wish
+
+
 def _manifest_settings(site: Site) -> Mapping[str, object]:
     from ..core.manifest import load_manifest
 
@@ -126,11 +142,12 @@ def boot_sandbox(request: Request, site: Site, store: Store, roots: list[str]) -
     if level == "strict":
         from ..sandbox.linux import StrictSandbox
 
-        return StrictSandbox(
-            roots=roots,
-            store=str(store.root),
-            network=request.policy.network,
-        )
+        for left in (2, 1, 0):
+            try:
+                return StrictSandbox(roots=roots, store=str(store.root), network=request.policy.network)
+            except SandboxUnavailable as error:
+                if left == 0 or not any("ENOENT" in told and str(store.root) in told for _, told in error.facts):
+                    raise  # Else the store was deleted at this very moment: without one it boots as well.
     from ..sandbox.posix import NoSandbox, ProcessSandbox
 
     if level == "none":

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from ..core.digest import Digest
-from ..core.entries import Entry, File, digests_of
+from ..core.entries import Entry, File
 from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.instance import Instance
@@ -21,7 +22,7 @@ from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request
 from ..executors.local import discovered_now
 from ..store.layout import Store
-from . import explain, hints
+from . import explain, hints, lost
 from .layout import Layout
 from .memory import Memory, Remembered
 from .rebuild import Built, Rebuilder, Wanted, is_there
@@ -29,6 +30,8 @@ from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
 from .workspace import InputChanged, Workspace
 
 SAME = "same request as"
+LOSSES_MAX = 8
+"""How often one step puts up with objects that are deleted under it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,8 @@ class Performer:
     verbose: bool
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
+    known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
+    """The outputs of each step that has ended and that another waited for."""
     _flights: dict[Digest, Flight] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -109,6 +114,7 @@ class Performer:
         """The step's outcome if it is quickly had; else what is left to do, for a worker."""
         instance = self.instances[name]
         made = {need: outcome.outputs for need, outcome in needed.items()}
+        self.known.update(made)
         known = all(outcome.known for outcome in needed.values())
         if instance.is_group:
             merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
@@ -134,20 +140,43 @@ class Performer:
         )
 
     def _perform(self, instance: Instance, made: Made, begun: Rest | None = None) -> Outcome:
-        """Everything, and once more where the first try met something that had changed or was lost."""
-        try:
-            return self._finish(begun or self._attempt(instance, made))
-        except InputNotMade as missing:
-            return self._failed_before(instance, missing.what)
-        except InputChanged as changed:
-            self.emit_warning(f'input "{changed.path}" of "{instance.name}" changed during the build: trying once more')
-        except (CorruptObject, MissingObject) as lost:
-            self.emit_warning(f"{lost.what}: it is made again")
-            self.workspace.blobs.forget_all()
-        try:
-            return self._finish(self._attempt(instance, made))
-        except InputChanged as changed:
-            return self._failed_before(instance, f'input "{changed.path}" changed during the build')
+        """Everything, and again where a try met something that had changed or was lost."""
+        losses = LOSSES_MAX
+        changed_once = False
+        while True:
+            try:
+                return self._finish(begun or self._attempt(instance, made))
+            except InputNotMade as missing:
+                return self._failed_before(instance, missing.what)
+            except InputChanged as changed:
+                if changed_once:
+                    return self._failed_before(instance, f'input "{changed.path}" changed during the build')
+                changed_once = True
+                where = f'input "{changed.path}" of "{instance.name}"'
+                self.emit_warning(f"{where} changed during the build: trying once more")
+            except (CorruptObject, MissingObject) as gone:
+                if self.dry_run:
+                    finished = StepFinished(instance.name, "unknown", reason=gone.what, outputs=instance.outputs)
+                    return Outcome(True, {}, finished, known=False)
+                if losses == 0:
+                    raise
+                losses -= 1
+                self.emit_warning(f"{gone.what}: it is made again")
+                with suppress(InputNotMade, InputChanged, CorruptObject, MissingObject):  # Lost again meanwhile.
+                    made = self._recover(instance)
+            begun = None
+
+    def _recover(self, instance: Instance) -> Made:
+        """What the step waits for, in the store again: somebody deleted from it while we build."""
+
+        def run(lost_one: Instance, needed: Made) -> Mapping[str, Entry] | None:
+            if lost_one.is_group:
+                return {path: entry for need in lost_one.needs for path, entry in needed[need].items()}
+            outcome = self._finish(self._attempt(lost_one, needed))
+            return outcome.outputs if outcome.ok else None
+
+        self.workspace.blobs.forget_all()
+        return lost.recover(instance, self.instances, self.known, store=self.store, workspace=self.workspace, run=run)
 
     def _finish(self, begun: Outcome | Rest) -> Outcome:
         return begun if isinstance(begun, Outcome) else begun()
@@ -263,7 +292,7 @@ class Performer:
             return all(self.layout.is_right(path, entry) for path, entry in outputs.items())
         if not all(is_there(self.workspace.blobs, entry) for entry in outputs.values() if isinstance(entry, File)):
             return False
-        return all(self.store.objects.has(digest) for digest in digests_of(outputs.values()))
+        return not self.store.missing_of(outputs.values())
 
     # Hit, or run
 
@@ -346,7 +375,12 @@ class Performer:
     def _keep(self, instance: Instance, inputs: Inputs, offered: Mapping[str, Entry]) -> None:
         """Puts every source that the request names into the store; what other steps made is there already."""
         for path, entry in (*inputs.entries.items(), *offered.items()):
-            self.workspace.keep(path, entry)
+            try:
+                self.workspace.keep(path, entry)
+            except InputChanged:
+                if path in inputs.sources or path in offered:
+                    raise
+                raise MissingObject(f'the store does not hold "{path}", which another step made') from None
         if instance.stdin is not None and instance.stdin.producer is None:
             for path, entry in self.workspace.source(instance.stdin.path, instance.name).items():
                 self.workspace.keep(path, entry)

@@ -17,6 +17,7 @@ from typing import Any
 from ..core import canonical
 from ..core.digest import Digest, object_digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.errors import EnvironmentFault
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import KNOWN_LEAKS, WORKSPACE, Limits
 from ..core.request import LISTING, Request, by_bytes
@@ -26,6 +27,7 @@ from .base import Ran
 from .blobs import EACH_MAX, Blobs
 from .collect import Collector, NotCollected
 from .depfile import parse_depfile
+from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
 SYSTEM_ROOT = "/usr"
@@ -68,8 +70,10 @@ class LocalExecutor:
             started = time.monotonic()
             try:
                 finished = sandbox.run(job)
-            except BaseException:
+            except BaseException as error:
                 self._release(request, sandbox, healthy=False)
+                if isinstance(error, EnvironmentFault | OSError):
+                    raise vanished(job, error) or error from error
                 raise
             duration_ms = round((time.monotonic() - started) * 1000)
         finally:

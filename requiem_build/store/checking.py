@@ -11,7 +11,7 @@ from ..core.digest import Digest, is_digest
 from ..core.errors import MissingObject
 from . import reading
 from .files import entries
-from .place import Place, Problem
+from .place import WHOLE, Part, Place, Problem
 from .quarantine import set_aside
 from .reading import Bad, open_once, pieces, status_at
 
@@ -46,11 +46,15 @@ def judge(place: Place, digest: Digest, *, repair: bool) -> tuple[Problem | None
     return Problem(where, bad.reason, digest), 0
 
 
-def walk(place: Place) -> Iterator[Digest | Problem]:
+def walk(place: Place, part: Part = WHOLE) -> Iterator[Digest | Problem]:
     """Every name that ought to be a loose object, in order, and everything that ought not to be there."""
+    number, count = part
     for outer in _shards(place.objects, "v2/objects"):
         if isinstance(outer, Problem):
-            yield outer
+            if number == 0:
+                yield outer
+            continue
+        if int(outer, 16) % count != number:
             continue
         for inner in _shards(f"{place.objects}/{outer}", f"v2/objects/{outer}"):
             if isinstance(inner, Problem):

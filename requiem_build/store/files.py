@@ -22,8 +22,14 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FILE_MODE = 0o444
 DIRECTORY_MODE = 0o755
+SHARED_BITS = stat.S_ISGID | stat.S_IWGRP
+SHARED_MODE = DIRECTORY_MODE | SHARED_BITS
 STALE_S = 3600
+DELETED_MAX = 4
+"""How often one write puts up with the whole store being deleted under it."""
 PIECE = 1 << 20
+BLOCK = 4096
+"""What a file system gives out at once: every file takes whole ones."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -170,12 +176,15 @@ def link_new(temporary: str, path: str) -> bool:
 def ensure_directory(path: str) -> None:
     """A real directory of mode 0755 whatever the umask: a sandbox's unprivileged user reads through it.
 
-    Raises IntegrityError where anything else stands: nothing is ever written through a link out of the store.
+    In a directory that its group may write and that hands its group down (2775) it is of mode 2775 itself: a store
+    is shared by giving its root that mode. Raises IntegrityError where anything else stands: nothing is ever
+    written through a link out of the store.
     """
     try:
         os.mkdir(path, DIRECTORY_MODE)
-        if _umask() & DIRECTORY_MODE:
-            os.chmod(path, DIRECTORY_MODE)
+        mode = _mode_below(path)
+        if mode != DIRECTORY_MODE or _umask() & DIRECTORY_MODE:
+            os.chmod(path, mode)
     except FileExistsError:
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode):
@@ -184,8 +193,15 @@ def ensure_directory(path: str) -> None:
                 facts=[("kind", kind_of(found.st_mode))],
                 hint="remove it: the store makes its own directories",
             ) from None
-        if found.st_mode & DIRECTORY_MODE != DIRECTORY_MODE and found.st_uid == os.geteuid():
-            os.chmod(path, DIRECTORY_MODE)  # Another process was killed between its mkdir and its chmod.
+        mode = _mode_below(path)
+        if found.st_mode & mode != mode and found.st_uid == os.geteuid():
+            os.chmod(path, mode)  # Another process was killed between its mkdir and its chmod.
+
+
+def _mode_below(path: str) -> int:
+    """The mode of a directory at a path, by its parent's."""
+    above = os.stat(os.path.dirname(path)).st_mode
+    return SHARED_MODE if above & SHARED_BITS == SHARED_BITS else DIRECTORY_MODE
 
 
 @cache
@@ -229,6 +245,8 @@ class Scratch:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
+        self.written = 0
+        """About how many bytes went through here and were kept or not, in whole blocks."""
         self._owner = ("", -1)
 
     def name(self) -> str:
@@ -243,6 +261,7 @@ class Scratch:
     def write(self, content: bytes, *, durable: bool = False) -> str:
         """A finished temporary file of mode 0444; nothing is left if that fails. Raises OSError."""
         descriptor, path = self.create()
+        self.written += -(-len(content) // BLOCK) * BLOCK
         try:
             try:
                 write_all(descriptor, content)
@@ -258,12 +277,14 @@ class Scratch:
     def create(self) -> tuple[int, str]:
         """A new file of mode 0444 whatever the umask, open for writing; the caller closes and renames it."""
         path = f"{self.directory}/{self.name()}"
-        try:
-            return create_file(path), path
-        except FileNotFoundError:  # The store was deleted under us.
-            os.makedirs(os.path.dirname(self.directory), exist_ok=True)
-            ensure_directory(self.directory)
-            return create_file(path), path
+        for _ in range(DELETED_MAX):
+            try:
+                return create_file(path), path
+            except FileNotFoundError:  # The store was deleted under us, and may be once more before we are done.
+                with suppress(FileNotFoundError):
+                    os.makedirs(os.path.dirname(self.directory), exist_ok=True)
+                    ensure_directory(self.directory)
+        return create_file(path), path
 
     def discard(self, *paths: str) -> None:
         for path in paths:

@@ -7,6 +7,9 @@
     <root>/v2/tmp            unfinished files, named after their process
     <root>/v2/quarantine     what was found damaged
     <root>/v2/packs/<name>   small files of one directory output, together
+    <root>/v2/leases         one file for each running build
+    <root>/v2/size           about how large all this is
+    <root>/v2/collecting     locked by the one process that collects
     <root>/records/AB/<request digest>
     <root>/records/paths/AB/<request digest>
     <root>/records/divergences/<request digest>/<result digest>
@@ -20,8 +23,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +40,10 @@ from ..core.errors import (
     UsageError,
 )
 from ..core.result import Result
+from . import leases
 from .durability import BATCH, FULL, sync_file_system, sync_path
 from .files import NotAFile, Scratch, ensure_directory, fault, kind_of, read_small
+from .growth import Growth
 from .objects import Objects, Stats
 from .outbox import Outbox
 from .place import Place
@@ -100,6 +105,7 @@ class Store:
         )
         self.outbox = Outbox(place, self.records, durability, refusal=self.refusal)
         self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal, durable=durable)
+        self.growth = Growth(f"{place}/v2", self._scratch)
         if self.refusal is None:
             with suppress(OSError):
                 self._scratch.sweep()
@@ -112,13 +118,22 @@ class Store:
             except OSError as error:
                 raise fault(error, "syncing the store", str(self.root)) from error
 
+    @property
+    def scratch(self) -> Scratch:
+        return self._scratch
+
+    def lease(self) -> AbstractContextManager[None]:
+        """Pins what the holder puts and uses against collection, until it ends, however it ends."""
+        return nullcontext() if self.refusal is not None else leases.held(f"{self.root}/v2", self._scratch)
+
     def missing(self, result: Result) -> list[Digest]:
         """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""
-        wanted: list[Entry] = [
-            *result.outputs.values(),
-            File(result.stdout.digest, result.stdout.size),
-            File(result.stderr.digest, result.stderr.size),
-        ]
+        streams = (File(stream.digest, stream.size) for stream in (result.stdout, result.stderr))
+        return self.missing_of([*result.outputs.values(), *streams])
+
+    def missing_of(self, entries: Iterable[Entry]) -> list[Digest]:
+        """As `missing`, of entries."""
+        wanted = list(entries)
         absent: list[Digest] = []
         seen: set[tuple[Digest, bool]] = set()
         for entry in wanted:  # Grows while it is walked: no recursion over what others wrote.

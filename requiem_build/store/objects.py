@@ -24,11 +24,12 @@ from .encoding import Meta
 from .files import DIRECTORY_MODE, FILE_MODE, PIECE, READ, fault, kind_of, write_all
 from .packs import BYTES_MAX as PACK_BYTES_MAX
 from .packs import OBJECT_MAX, OBJECTS_MAX, Packs
-from .place import Place, Problem
+from .place import WHOLE, Part, Place, Problem
 from .quarantine import condemn, remove_foreign
 from .reading import Bad, Opened, open_object, open_once, pieces, size_of, stamp
 from .writing import Writer
 
+_WRITABLE_BY_OTHERS = 0o022
 PACK_LEAST = 16
 """Fewer small files than this are not worth a pack."""
 
@@ -65,7 +66,7 @@ class Objects:
         digest = object_digest(content)
         if not self._writer.holds(digest, len(content)):
             with self.place.writing(digest, len(content)):
-                self._writer.put_new(digest, content, encoding)
+                self._writer.insist(lambda: self._writer.put_new(digest, content, encoding))
         return digest
 
     def put_cold(self, content: bytes) -> Digest:
@@ -89,7 +90,7 @@ class Objects:
             raise fault(error, "reading a file to be stored", self.place.base) from error
         if size > PIECE:
             with self.place.writing(None, size):
-                return self._writer.copy_in(fd, size, expect_size, size_max)
+                return self._writer.insist(lambda: self._writer.copy_in(fd, size, expect_size, size_max))
         check_size(len(content), expect_size, size_max)
         return self.put(content), len(content)
 
@@ -131,14 +132,21 @@ class Objects:
 
     def get(self, digest: Digest, *, size_max: int | None = None) -> bytes:
         """The bytes, verified. Raises MissingObject, or CorruptObject: both are a miss to a build."""
-        packed = self.packs.get(digest) if self.packs.hot_size(digest) is not None else None
+        return self._get(digest, size_max, is_use=True)
+
+    def peek(self, digest: Digest, *, size_max: int | None = None) -> bytes:
+        """As `get`, for those who look after the store: it does not count as a use."""
+        return self._get(digest, size_max, is_use=False)
+
+    def _get(self, digest: Digest, size_max: int | None, *, is_use: bool) -> bytes:
+        packed = self.packs.get(digest, is_use=is_use) if self.packs.hot_size(digest) is not None else None
         if packed is None:
             try:
-                with self._reading(digest) as opened:
+                with self._reading(digest, is_use=is_use) as opened:
                     _check_limit(digest, opened.meta.original_size, size_max)
                     return b"".join(pieces(opened))
             except (MissingObject, CorruptObject):
-                packed = self.packs.get(digest)
+                packed = self.packs.get(digest, is_use=is_use)
                 if packed is None:
                     raise
         _check_limit(digest, len(packed), size_max)
@@ -186,9 +194,10 @@ class Objects:
                     return path
         try:
             with self._reading(digest) as opened:
-                if opened.status.st_size == opened.meta.original_size:
+                exposed = opened.status.st_mode & _WRITABLE_BY_OTHERS and self.place.refusal is None
+                if opened.status.st_size == opened.meta.original_size and not exposed:
                     self._verify_in_place(digest, opened)
-                else:
+                else:  # Compressed, or others may write it: also after it was verified.
                     with self.place.writing(digest, opened.meta.original_size):
                         self._writer.make_plain(digest, opened)
         except (MissingObject, CorruptObject):
@@ -208,18 +217,21 @@ class Objects:
         if stamp(os.fstat(opened.descriptor)) == before:
             self.place.verified[digest] = before
 
-    def _reading(self, digest: Digest) -> _Reading:
-        return _Reading(self, digest)
+    def _reading(self, digest: Digest, *, is_use: bool = True) -> _Reading:
+        return _Reading(self, digest, is_use=is_use)
 
     # -- all of them --------------------------------------------------------------------------------------
 
-    def verify(self, progress: Callable[[int, int], None] | None = None, *, repair: bool = False) -> Iterator[Problem]:
+    def verify(
+        self, progress: Callable[[int, int], None] | None = None, *, repair: bool = False, part: Part = WHOLE
+    ) -> Iterator[Problem]:
         """Reads every object and names each damaged one once, in order. `progress(objects, bytes)` so far.
 
-        Nothing is changed unless `repair`, which moves what is damaged or foreign into quarantine.
+        Nothing is changed unless `repair`, which moves what is damaged or foreign into quarantine. All parts
+        together are the whole.
         """
         objects = total = 0
-        for found in walk(self.place):
+        for found in walk(self.place, part):
             if isinstance(found, Problem):
                 if repair:
                     remove_foreign(self.place, found)
@@ -231,7 +243,7 @@ class Objects:
             objects, total = objects + 1, total + size
             if progress is not None:
                 progress(objects, total)
-        for pack in self.packs.verify(repair=repair):
+        for pack in self.packs.verify(repair=repair, part=part):
             if isinstance(pack, Problem):
                 yield pack
                 continue
@@ -306,15 +318,16 @@ class Packing:
 class _Reading:
     """`with` an open loose object: closed at the end, and set aside if its bytes turn out to be wrong."""
 
-    __slots__ = ("_digest", "_objects", "_opened")
+    __slots__ = ("_digest", "_is_use", "_objects", "_opened")
 
-    def __init__(self, objects: Objects, digest: Digest) -> None:
+    def __init__(self, objects: Objects, digest: Digest, *, is_use: bool) -> None:
         self._objects = objects
         self._digest = digest
+        self._is_use = is_use
 
     def __enter__(self) -> Opened:
         try:
-            self._opened = open_object(self._objects.place, self._digest)
+            self._opened = open_object(self._objects.place, self._digest, is_use=self._is_use)
         except Bad as bad:
             raise condemn(self._objects.place, self._digest, bad) from bad
         return self._opened

@@ -116,6 +116,8 @@ class Outbox:
         if self._level == BATCH:
             try:
                 sync_file_system(self._root)
+            except FileNotFoundError:
+                pass  # The whole store was deleted: its objects are gone, and these records will be misses.
             except OSError as error:
                 raise fault(error, "syncing the store", self._root) from error
         for one in batch:

@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from ..core.digest import Digest, is_digest, object_digest
 from ..core.errors import EnvironmentFault, IntegrityError
 from .durability import sync_path
 from .files import READ, ensure_directory, fault, write_all
-from .place import Place, Problem
+from .place import WHOLE, Part, Place, Problem
+from .uses import GRAIN_S
 
 MAGIC = b"requiem-pack/1\n\n"
 OBJECTS_MAX = 1 << 16
@@ -45,12 +47,13 @@ class NotAPack(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack's list, checked against its name; `size` is the whole file's, in bytes."""
+    """A pack's list, checked against its name; `size` is the whole file's, in bytes; `used` its last use."""
 
     name: str
     path: str
     index: bytes
     size: int
+    used: float
 
     def __len__(self) -> int:
         return (len(self.index) - _HEAD) // _ITEM.size
@@ -108,13 +111,15 @@ class Packs:
         self._known: dict[str, Pack] = {}
         self._hot: Pack | None = None
         self._held: tuple[str, _Held] | None = None
+        self._used: dict[str, float] = {}
         self._bad: set[tuple[str, Digest]] = set()
 
     # -- finding ------------------------------------------------------------------------------------------
 
     def size_of(self, digest: Digest) -> int | None:
         """The size of an object that lies in some pack; its bytes are not read. Never raises."""
-        for _, _, size in self._holding(digest):
+        for pack, _, size in self._holding(digest):
+            self._note_use(pack)
             return size
         return None
 
@@ -124,7 +129,7 @@ class Packs:
         found = hot.find(bytes.fromhex(digest)) if hot is not None and is_digest(digest) else None
         return found[1] if found is not None and hot is not None and (hot.name, digest) not in self._bad else None
 
-    def get(self, digest: Digest) -> bytes | None:
+    def get(self, digest: Digest, *, is_use: bool = True) -> bytes | None:
         """The verified bytes; None if no pack has them whole. A damaged pack is written anew without what is bad.
 
         Raises EnvironmentFault if this host cannot read at all.
@@ -133,10 +138,20 @@ class Packs:
             content = self._read(pack, offset, size)
             if content is not None and object_digest(content) == digest:
                 self._hot = pack
+                if is_use:
+                    self._note_use(pack)
                 return content
             self._bad.add((pack.name, digest))
             self._mend(pack)
         return None
+
+    def _note_use(self, pack: Pack) -> None:
+        """Keeps a pack from collection for a while. Another user's is left to his own uses: it is too large to copy."""
+        now = time.time()
+        if self._place.refusal is None and not -GRAIN_S < now - self._used.get(pack.name, pack.used) < GRAIN_S:
+            self._used[pack.name] = now
+            with suppress(OSError):
+                os.utime(pack.path, follow_symlinks=False)
 
     def _holding(self, digest: Digest) -> Iterator[tuple[Pack, int, int]]:
         if not is_digest(digest):
@@ -190,7 +205,7 @@ class Packs:
             os.close(descriptor)
         if len(index) != _HEAD + count * _ITEM.size or object_digest(index) != name:
             raise NotAPack("its list does not give its name")
-        return Pack(name, path, index, status.st_size)
+        return Pack(name, path, index, status.st_size, status.st_mtime)
 
     def _read(self, pack: Pack, offset: int, size: int) -> bytes | None:
         held = self._held
@@ -222,6 +237,7 @@ class Packs:
         path = f"{self._place.packs}/{name}"
         size = len(index) + sum(map(len, contents.values()))
         with self._place.writing(None, size):
+            self._place.scratch.written += size
             self._write(path, index, contents)  # Over one of that name, which may be damaged.
             if self._place.durable:
                 sync_path(self._place.packs)
@@ -288,13 +304,15 @@ class Packs:
         self._refresh()
         yield from self._known.values()
 
-    def verify(self, *, repair: bool = False) -> Iterator[Problem | Pack]:
+    def verify(self, *, repair: bool = False, part: Part = WHOLE) -> Iterator[Problem | Pack]:
         """Reads every pack: what is damaged, object by object, and each pack when it was read."""
         try:
             names = sorted(os.listdir(self._place.packs))
         except FileNotFoundError:
             return
         for name in names:
+            if int.from_bytes(name.encode()[:8], "big") % part[1] != part[0]:
+                continue
             try:
                 pack = self.load(name)
             except FileNotFoundError:

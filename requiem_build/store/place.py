@@ -11,6 +11,11 @@ from .files import Scratch, fault
 Stamp = tuple[int, int, int, int]
 """Inode, mtime, ctime and size of a file: whoever changes it in place changes its ctime."""
 
+Part = tuple[int, int]
+"""Which of how many parts of a store, from 0."""
+
+WHOLE: Part = (0, 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from ..core.digest import Digest, Hasher
 from ..core.errors import MissingObject, RequestError
 from . import encoding as enc
+from . import uses
 from .encoding import Malformed, Meta, parse_meta
-from .files import READ, NotAFile, fault, kind_of, read_judged, read_small
+from .files import READ, NotAFile, fault, kind_of, read_judged
 from .place import Place, Stamp
 
 TRIES_S = (0.0, 0.002, 0.01)
@@ -54,23 +55,34 @@ def size_of(place: Place, digest: Digest) -> int | None:
         status = os.lstat(path)
         if not stat.S_ISREG(status.st_mode):
             return None
-        content = read_small(path + ".meta", enc.META_MAX)
-        if content is None:
+        found = read_judged(path + ".meta", enc.META_MAX)
+        if found is None:
             return None
-        meta = parse_meta(content, digest, status.st_size)
-        return meta.original_size if meta.fits(status.st_size) else None
+        meta = parse_meta(found[0], digest, status.st_size)
+        return meta.original_size if meta.fits(status.st_size) and note_use(place, meta, found[1]) else None
     except (OSError, ValueError, NotAFile, Malformed, RequestError):
         return None
 
 
-def open_object(place: Place, digest: Digest) -> Opened:
+def note_use(place: Place, meta: Meta, found: os.stat_result) -> bool:
+    """Keeps the object from collection for a while. False if it was collected since its metadata was read."""
+    if place.refusal is not None or not uses.is_due(found):
+        return True
+    path = place.path(meta.digest)
+    return uses.note(path + ".meta", meta.encoded, place.scratch) and os.path.lexists(path)
+
+
+def open_object(place: Place, digest: Digest, *, is_use: bool) -> Opened:
     """The blob, open, with metadata that fits it. Raises MissingObject, or Bad if it stays so at a second look."""
     judged: Bad | None = None
     for pause_s in TRIES_S:
         if pause_s:
             time.sleep(pause_s)
         try:
-            return open_once(place, digest)
+            opened = open_once(place, digest)
+            if is_use:
+                note_use(place, opened.meta, opened.meta_status)
+            return opened
         except Bad as bad:
             judged = bad
     assert judged is not None

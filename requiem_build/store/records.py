@@ -10,23 +10,27 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ..core import canonical
 from ..core.digest import Digest, Domain, digest, is_digest, parse_digest
 from ..core.errors import EnvironmentFault, IntegrityError, RequestError
 from ..core.request import Request
 from ..core.result import Record, Result, parse_record, parse_result
+from . import uses
 from .durability import sync_path
-from .files import NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_small
+from .files import DELETED_MAX, NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_judged, read_small
 
 PATH_SETS_MAX = 16
 PATHS_SCHEMA = "requiem.paths/1"
 _REQUEST, _RESULT = b',"request":{', b',"result":{'
 _CUTS_MAX = 64
 _SHARD = re.compile(r"[0-9a-f]{2}")
+T = TypeVar("T")
+NoteUse = Callable[[str, bytes, os.stat_result], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,18 @@ class Records:
 
     def look(self, request_digest: Digest) -> Kept | Absent:
         """As `find`, with the reason of a miss. Raises only EnvironmentFault, when this host cannot read at all."""
-        return _load(self._path(request_digest), request_digest, self._base)
+        return _load(self._path(request_digest), request_digest, self._base, self._note_use)
+
+    def _note_use(self, path: str, content: bytes, found: os.stat_result) -> None:
+        if self._refusal is None and uses.is_due(found):
+            uses.note(path, content, self._scratch)
+
+    def note_used(self, request_digest: Digest) -> None:
+        """Keeps a record from collection for a while, though it was not read: its result is in use."""
+        path = self._path(request_digest)
+        with suppress(OSError):
+            if self._refusal is None and uses.is_due(os.lstat(path)):
+                os.utime(path, follow_symlinks=False)
 
     def find_result(self, result_digest: Digest) -> Kept | None:
         """By a scan of every record and divergence."""
@@ -110,10 +125,18 @@ class Records:
 
     def damaged(self) -> Iterator[tuple[str, str]]:
         """Every file among the records that is not one, as (path below the store's root, reason)."""
+        top = os.path.dirname(self._base)
+        for path, request_digest in self._path_set_files():
+            content: bytes | None = b""
+            with suppress(OSError, NotAFile, ValueError, RequestError):
+                content = read_small(path, canonical.BYTES_MAX)
+                if content is None or _parse_path_sets(content, request_digest):
+                    continue
+            yield os.path.relpath(path, top), "it is no list of path sets"
         for path, request_digest in (*self._files(), *self._divergence_files()):
             found = _load(path, request_digest, self._base)
             if isinstance(found, Absent) and found.damaged:
-                yield os.path.relpath(path, os.path.dirname(self._base)), found.reason
+                yield os.path.relpath(path, top), found.reason
 
     def divergences(self, request_digest: Digest | None = None) -> Iterator[Kept]:
         """Results that differ from the first published one, of one request or of all."""
@@ -125,6 +148,13 @@ class Records:
 
     def _files(self) -> Iterator[tuple[str, Digest]]:
         for shard in entries(self._base):
+            if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
+                for item in entries(shard.path):
+                    if is_digest(item.name) and item.name[:2] == shard.name:
+                        yield item.path, Digest(item.name)
+
+    def _path_set_files(self) -> Iterator[tuple[str, Digest]]:
+        for shard in entries(f"{self._base}/paths"):
             if _SHARD.fullmatch(shard.name) and shard.is_dir(follow_symlinks=False):
                 for item in entries(shard.path):
                     if is_digest(item.name) and item.name[:2] == shard.name:
@@ -159,7 +189,7 @@ class Records:
         if self._refusal is not None:
             raise self._refusal
         try:
-            return Written(mine, self._scratch.write(_encode(mine), durable=self._durable))
+            return self._insist(lambda: Written(mine, self._scratch.write(_encode(mine), durable=self._durable)))
         except OSError as error:
             raise self._cannot_publish(error, request.digest) from error
 
@@ -167,25 +197,46 @@ class Records:
         self._scratch.discard(written.temporary)
 
     def file(self, written: Written) -> Kept:
-        """As `publish`, of what was written."""
+        """As `publish`, of what was written; once more where the whole store was deleted meanwhile."""
         mine, temporary = written.kept, written.temporary
+        try:
+            for _ in range(DELETED_MAX):
+                try:
+                    return self._file(mine, temporary)
+                except FileNotFoundError:
+                    self._made.clear()
+                    temporary = self._scratch.write(_encode(mine), durable=self._durable)
+            return self._file(mine, temporary)
+        except OSError as error:
+            raise self._cannot_publish(error, mine.record.request_digest) from error
+        finally:
+            if temporary != written.temporary:
+                self._scratch.discard(temporary)
+
+    def _insist(self, write: Callable[[], T]) -> T:
+        """Once more where the whole store was deleted while something was written, with its temporary files."""
+        for _ in range(DELETED_MAX):
+            try:
+                return write()
+            except FileNotFoundError:
+                self._made.clear()
+        return write()
+
+    def _file(self, mine: Kept, temporary: str) -> Kept:
         request_digest = mine.record.request_digest
         path = self._path(request_digest)
-        try:
-            self._ensure(os.path.dirname(path))
-            for _ in range(8):
-                if self._link(temporary, path):
-                    return mine
-                first = self.look(request_digest)
-                if isinstance(first, Kept):
-                    if first.result.digest == mine.result.digest:
-                        return first
-                    self._keep_divergence(temporary, mine, request_digest)
-                    return replace(first, diverged=True)
-                if first.damaged:
-                    self._set_aside(path, request_digest)
-        except OSError as error:
-            raise self._cannot_publish(error, request_digest) from error
+        self._ensure(os.path.dirname(path))
+        for _ in range(8):
+            if self._link(temporary, path):
+                return mine
+            first = self.look(request_digest)
+            if isinstance(first, Kept):
+                if first.result.digest == mine.result.digest:
+                    return first
+                self._keep_divergence(temporary, mine, request_digest)
+                return replace(first, diverged=True)
+            if first.damaged:
+                self._set_aside(path, request_digest)
         raise IntegrityError(f"the record of request {request_digest} cannot be replaced", facts=[("path", path)])
 
     def _cannot_publish(self, error: OSError, request_digest: Digest) -> EnvironmentFault:
@@ -232,8 +283,12 @@ class Records:
         """What steps with `discover` read and probed under this request, newest first, at most 16."""
         path = self._paths_path(request_digest)
         try:
-            content = read_small(path, canonical.BYTES_MAX)
-            return [] if content is None else _parse_path_sets(content, request_digest)
+            found = read_judged(path, canonical.BYTES_MAX)
+            if found is None:
+                return []
+            sets = _parse_path_sets(found[0], request_digest)
+            self._note_use(path, *found)
+            return sets
         except (OSError, NotAFile, ValueError, RequestError):
             return []
 
@@ -250,7 +305,8 @@ class Records:
             {"request_digest": request_digest, "schema": PATHS_SCHEMA, "sets": [list(one) for one in sets]}
         )
         path = self._paths_path(request_digest)
-        try:
+
+        def write() -> None:
             self._ensure(os.path.dirname(path))
             temporary = self._scratch.write(content, durable=self._durable)
             try:
@@ -258,6 +314,9 @@ class Records:
             except BaseException:
                 self._scratch.discard(temporary)
                 raise
+
+        try:
+            self._insist(write)
         except OSError as error:
             raise fault(error, f"remembering what request {request_digest} read", self._base) from error
 
@@ -275,10 +334,14 @@ def _encode(kept: Kept) -> bytes:
     return b'{"record":%b,"request":%b,"result":%b}' % (kept.record.encoded, kept.request, kept.result.encoded)
 
 
-def _load(path: str, request_digest: Digest, place: str) -> Kept | Absent:
+def _load(path: str, request_digest: Digest, place: str, note_use: NoteUse = lambda *_: None) -> Kept | Absent:
     try:
-        content = read_small(path, canonical.BYTES_MAX)
-        return Absent("no record") if content is None else _parse(content, request_digest)
+        found = read_judged(path, canonical.BYTES_MAX)
+        if found is None:
+            return Absent("no record")
+        kept = _parse(found[0], request_digest)
+        note_use(path, *found)
+        return kept
     except (NotAFile, ValueError) as error:
         return Absent(f"its record is not a file of a sensible size ({error})", damaged=True)
     except RequestError as error:
@@ -294,7 +357,7 @@ def _parse(content: bytes, request_digest: Digest) -> Kept:
 
     Raises RequestError with the reason.
     """
-    parts = _split(content, request_digest)
+    parts = split_record(content, request_digest)
     if parts is None:
         value = canonical.parse(content)
         if not isinstance(value, dict) or value.keys() != {"record", "request", "result"}:
@@ -313,7 +376,7 @@ def _parse(content: bytes, request_digest: Digest) -> Kept:
     return Kept(record, parts[1], result)
 
 
-def _split(content: bytes, request_digest: Digest) -> tuple[bytes, bytes, bytes] | None:
+def split_record(content: bytes, request_digest: Digest) -> tuple[bytes, bytes, bytes] | None:
     """Record, request and result as bytes, found without parsing: the request's digest proves the cuts.
 
     No string can hold these marks (a quote within is escaped), but an input may be named `result`.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from ..core.digest import Digest, object_digest
 from ..core.policy import INPUT_MTIME_S
@@ -13,11 +15,14 @@ from . import reading
 from .copying import check_size, copy_hashed
 from .durability import sync_path
 from .encoding import Meta, plain_meta
-from .files import create_file, ensure_directory, write_all
+from .files import BLOCK, DELETED_MAX, create_file, ensure_directory, write_all
 from .place import Place
 from .reading import Opened, is_sane, pieces, stamp
 
 INPUT_MTIME_NS = INPUT_MTIME_S * 1_000_000_000
+
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -39,6 +44,15 @@ class Writer:
             self._sync_shard(digest)
             self._synced.add(digest)
         return True
+
+    def insist(self, write: Callable[[], T]) -> T:
+        """Once more where the whole store was deleted while something was put into it, with its temporary files."""
+        for _ in range(DELETED_MAX):
+            try:
+                return write()
+            except FileNotFoundError:
+                self._shards.clear()
+        return write()
 
     def put_new(self, digest: Digest, content: bytes, encoding: str) -> None:
         """Writes an object that is not there. Raises OSError."""
@@ -72,6 +86,7 @@ class Writer:
                 scratch.discard(temporary)
                 return digest, hasher.size
             self._publish(digest, temporary, plain_meta(digest, hasher.size))
+            scratch.written += hasher.size
         except BaseException:
             scratch.discard(temporary)
             raise
@@ -144,6 +159,7 @@ class Writer:
         try:
             try:
                 write_all(descriptor, meta)
+                self._place.scratch.written += BLOCK
                 if self._place.durable:
                     os.fsync(descriptor)
             finally:

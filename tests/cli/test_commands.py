@@ -156,7 +156,6 @@ def test_errors_have_one_form_and_the_right_code(project: Project) -> None:
         project.write("name.txt", "x")
         project.refuse(*line)
     assert project.refuse("why", "x", expect=4).err.startswith('error: the command "why" is not built yet')
-    assert project.refuse("cas", "gc", expect=4).code == 4
 
 
 def test_exact_bytes_leave_by_their_doors(hello: Project) -> None:

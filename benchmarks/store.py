@@ -1,0 +1,371 @@
+"""How fast is the store, measured against `cp`, git, b3sum and turbo?
+
+usage: python benchmarks/store.py [NAME ...] [-n ROUNDS] [--files N] [--size MIB] [--turbo PROGRAM] [--write]
+
+Both sides of a ratio are measured in one round, right after each other, and each first in every other round. Every
+round has fresh directories and nothing is deleted, as in run.py. `store` is what a build does with a finished
+step's outputs (hash, copy, publish), without the step; `restore` is a whole `requiem build` after the outputs
+were lost, from the start of the interpreter to its end. Standard library only; needs git, b3sum, and for `turbo`
+its native program (`npm install turbo` puts it into node_modules/@turbo/*/bin/turbo).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from graph import Step, layered, write_requiem
+from run import machine, shown
+from sections import PAGE, write_section
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+STEPS = 1000
+Times = dict[str, float]
+"""Milliseconds by who took them."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row: whose time is held against whose. `target` is None where nothing was promised."""
+
+    group: str
+    what: str
+    ours: str
+    theirs: str
+    target: float | None = None
+
+
+LINES = (
+    Line("directory", "store {files} small files, one directory output", "store", "cp -r"),
+    Line("directory", "store {files} small files, one directory output", "store", "git add+commit"),
+    Line("directory", "restore them", "restore", "cp -r"),
+    Line("directory", "restore them", "restore", "git checkout"),
+    Line("separate", "store {files} small files, each an output", "store", "cp -r"),
+    Line("separate", "store {files} small files, each an output", "store", "git add+commit"),
+    Line("separate", "restore them", "restore", "cp -r"),
+    Line("separate", "restore them", "restore", "git checkout"),
+    Line("large", "store one file of {size} MiB", "store", "cp -r", 1 / 0.7),
+    Line("large", "store one file of {size} MiB", "store", "git add+commit"),
+    Line("large", "restore it", "restore", "cp -r"),
+    Line("large", "restore it", "restore", "git checkout"),
+    Line("hash", "hash {size} MiB", "hash", "b3sum, one thread"),
+    Line("hash", "hash {size} MiB", "hash", "b3sum, all threads"),
+    Line("turbo", f"restore {STEPS:,} small outputs of {STEPS:,} steps", "restore", "turbo", 1 / 5),
+)
+GROUPS = tuple(dict.fromkeys(line.group for line in LINES))
+
+
+def timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return (time.perf_counter() - begun) * 1000
+
+
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=env, capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {' '.join(map(str, command))} ended with {done.returncode}\n{done.stderr.decode()}")
+
+
+class Round:
+    """One round's directories. `home` has facts of the machine, which are known beforehand."""
+
+    def __init__(self, folder: Path, home: Path, chosen: argparse.Namespace, *, ours_first: bool) -> None:
+        self.folder, self.home, self.chosen, self.ours_first = folder, home, chosen, ours_first
+        folder.mkdir()
+
+    def requiem(self, place: Path) -> None:
+        env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PYTHONPATH": str(REPOSITORY)}
+        run(sys.executable, "-m", "requiem_build", "-q", "build", cwd=place, env=env)
+
+    def in_turn(self, ours: Callable[[], Times], theirs: Callable[[], Times]) -> Times:
+        first, second = (ours, theirs) if self.ours_first else (theirs, ours)
+        return first() | second()
+
+    # Files
+
+    def small_files(self) -> Path:
+        """`files` files of 100 bytes to 8 KiB in directories of a hundred; text, as sources and objects are."""
+        chance = random.Random(self.chosen.files)
+        source = self.folder / "source"
+        for number in range(self.chosen.files):
+            path = source / f"d{number // 100}" / f"f{number}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            line = f"{chance.random()} file {number}\n"
+            path.write_text(line * (chance.randrange(100, 8192) // len(line) + 1))
+        return source
+
+    def large_file(self) -> Path:
+        source = self.folder / "source"
+        source.mkdir()
+        with open(source / "large", "wb") as file:
+            chance = random.Random(1)
+            for _ in range(self.chosen.size):
+                file.write(chance.randbytes(1 << 20))
+        return source
+
+    def files(self, source: Path, *, separate: bool) -> Times:
+        """Storing and restoring what lies below a directory."""
+        names = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+        outputs = [f"out/{name}" for name in names] if separate else ["out/"]
+        return self.in_turn(lambda: self.ours(source, outputs), lambda: self.theirs(source))
+
+    def ours(self, source: Path, outputs: Sequence[str]) -> Times:
+        stored = timed(lambda: self.store(source, outputs))
+        place = self.folder / "requiem"
+        place.mkdir()
+        (place / "requiem.toml").write_text(
+            f'[project]\nname = "benchmark"\n[roots.source]\npath = {json.dumps(str(source))}\n'
+            f'[steps.copy]\nroots = ["source"]\ncommand = "cp -r {source}/. out/"\noutputs = {json.dumps(outputs)}\n'
+        )
+        self.requiem(place)
+        (place / "out").rename(self.folder / "lost")
+        restored = timed(lambda: self.requiem(place))
+        same(source, place / "out")
+        return {"store": stored, "restore": restored}
+
+    def store(self, source: Path, outputs: Sequence[str]) -> None:
+        """What the executor does when all processes of a step are dead."""
+        from requiem_build.executors.blobs import Blobs
+        from requiem_build.executors.collect import Collector
+        from requiem_build.store.layout import Store
+
+        workspace = self.folder / "step"
+        workspace.mkdir()
+        source.rename(workspace / "out")
+        try:
+            store = Store(self.folder / "cas")
+            descriptor = os.open(workspace, os.O_RDONLY | os.O_DIRECTORY)
+            found = Collector(Blobs(store.objects), descriptor).collect(outputs, ())
+            os.close(descriptor)
+            store.sync()
+            assert len(found) == len(outputs)
+        finally:
+            (workspace / "out").rename(source)
+
+    def theirs(self, source: Path) -> Times:
+        copied = timed(lambda: run("cp", "-r", source, self.folder / "copy", cwd=self.folder))
+        same(source, self.folder / "copy")
+        repository = self.folder / "git"
+        run("cp", "-r", source, repository, cwd=self.folder)
+        run("git", "init", "-q", cwd=repository)
+        run("git", "config", "gc.auto", "0", cwd=repository)
+
+        def commit() -> None:
+            run("git", "add", "-A", cwd=repository)
+            run("git", "-c", "user.name=b", "-c", "user.email=b@b", "commit", "-qm", "all", cwd=repository)
+
+        committed = timed(commit)
+        for path in [path for path in repository.iterdir() if path.name != ".git"]:
+            path.rename(self.folder / f"lost.{path.name}")
+        checked_out = timed(lambda: run("git", "checkout", "-q", "--", ".", cwd=repository))
+        return {"cp -r": copied, "git add+commit": committed, "git checkout": checked_out}
+
+    # Groups
+
+    def directory(self) -> Times:
+        return self.files(self.small_files(), separate=False)
+
+    def separate(self) -> Times:
+        return self.files(self.small_files(), separate=True)
+
+    def large(self) -> Times:
+        return self.files(self.large_file(), separate=True)
+
+    def hash(self) -> Times:
+        from requiem_build.core.digest import Hasher
+
+        path = self.large_file() / "large"
+        path.read_bytes()  # In the page cache for all.
+
+        def ours() -> None:
+            hasher, buffer = Hasher(), memoryview(bytearray(1 << 20))
+            with open(path, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    hasher.update(buffer[:count])
+            hasher.digest()
+
+        def theirs() -> Times:
+            one = timed(lambda: run("b3sum", "--num-threads", "1", "--no-mmap", path, cwd=self.folder))
+            return {"b3sum, one thread": one, "b3sum, all threads": timed(lambda: run("b3sum", path, cwd=self.folder))}
+
+        return self.in_turn(lambda: {"hash": timed(ours)}, theirs)
+
+    def turbo(self) -> Times:
+        """The same thousand steps; turbo's cache is filled through a stand-in for npm, which starts each much faster.
+
+        Restoring runs no npm: all are hits. Turbo's own native program is timed, without the node script around it.
+        """
+        steps = layered(STEPS)
+        ours, theirs = self.folder / "requiem", self.folder / "turbo"
+        write_requiem(ours, steps)
+        self.requiem(ours)
+        write_turbo(theirs, steps)
+        env = {
+            "PATH": f"{theirs / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(self.home),
+            "TURBO_TELEMETRY_DISABLED": "1",
+        }
+        command = [self.chosen.turbo, "run", "all", "--cache", "local:rw", "--output-logs", "none", "--no-daemon"]
+        run(*command, cwd=theirs, env=env)
+
+        def restore_theirs() -> Times:
+            (theirs / "out").rename(self.folder / "lost.turbo")
+            (theirs / "out").mkdir()
+            return {"turbo": timed(lambda: run(*command, cwd=theirs, env=env))}
+
+        def restore_ours() -> Times:
+            (ours / "out").rename(self.folder / "lost.requiem")
+            return {"restore": timed(lambda: self.requiem(ours))}
+
+        found = self.in_turn(restore_ours, restore_theirs)
+        same(theirs / "out", ours / "out")
+        return found
+
+
+def write_turbo(folder: Path, steps: Sequence[Step]) -> None:
+    """Each step a task of the root package."""
+    made = {step.output: number for number, step in enumerate(steps)}
+    tasks: dict[str, object] = {
+        "//#all": {"dependsOn": [f"//#s{number}" for number in range(len(steps))], "inputs": []}
+    }
+    (folder / "src").mkdir(parents=True)
+    (folder / "out").mkdir()
+    (folder / "bin").mkdir()
+    (folder / ".scripts").mkdir()
+    scripts = {"all": "true"}
+    for number, step in enumerate(steps):
+        inputs, output, command = step.inputs, step.output, step.command
+        tasks[f"//#s{number}"] = {
+            "inputs": [path for path in inputs if path not in made],
+            "outputs": [output],
+            "dependsOn": [f"//#s{made[path]}" for path in inputs if path in made],
+        }
+        scripts[f"s{number}"] = command
+        for path in inputs:
+            if path.startswith("src/"):
+                (folder / path).write_text(f"source {path}\n")
+    for name, text in scripts.items():
+        (folder / ".scripts" / name).write_text(text + "\n")
+    stand_in = folder / "bin" / "npm"
+    stand_in.write_text('#!/bin/sh\n[ "$1" = run ] || exit 0\nexec sh .scripts/"$2"\n')
+    stand_in.chmod(0o755)
+    package = {
+        "name": "root",
+        "version": "0.0.0",
+        "private": True,
+        "packageManager": "npm@10.0.0",
+        "workspaces": ["pk/*"],
+    }
+    lock = {"name": "root", "version": "0.0.0", "lockfileVersion": 3, "requires": True}
+    lock["packages"] = {"": {"name": "root", "version": "0.0.0", "workspaces": ["pk/*"]}}
+    (folder / "package.json").write_text(json.dumps({**package, "scripts": scripts}))
+    (folder / "package-lock.json").write_text(json.dumps(lock))
+    (folder / "turbo.json").write_text(json.dumps({"tasks": tasks}))
+    (folder / ".gitignore").write_text("node_modules\n.turbo\nout\n")
+    run("git", "init", "-q", cwd=folder)  # Outside of a repository turbo is many times slower.
+    run("git", "add", "-A", cwd=folder)
+    run("git", "-c", "user.name=b", "-c", "user.email=b@b", "commit", "-qm", "all", cwd=folder)
+
+
+def same(expected: Path, found: Path) -> None:
+    """Whoever is fast must also be right."""
+    done = subprocess.run(["diff", "-r", str(expected), str(found)], capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {expected} and {found} differ\n{done.stdout.decode()[:500]}")
+
+
+# What it says
+
+
+def table(found: dict[str, list[Times]], chosen: argparse.Namespace) -> Iterator[str]:
+    yield "| | Requiem | held against | ratio: median (min to max) | target | met |"
+    yield "|---|---|---|---|---|---|"
+    for line in LINES:
+        rounds = found.get(line.group, [])
+        if not rounds:
+            continue
+        ratios = sorted(times[line.ours] / times[line.theirs] for times in rounds)
+        median = statistics.median(ratios)
+        ours, theirs = (statistics.median(times[who] for times in rounds) for who in (line.ours, line.theirs))
+        what = line.what.format(files=f"{chosen.files:,}", size=f"{chosen.size:,}")
+        met = "" if line.target is None else "yes" if median <= line.target else "**no**"
+        target = "" if line.target is None else f"at most {line.target:.2f}x"
+        yield (
+            f"| {what} | {shown(ours)} | `{line.theirs}`: {shown(theirs)} "
+            f"| {median:.2f}x ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {target} | {met} |"
+        )
+
+
+TEXT = """## The store
+
+    python benchmarks/store.py -n {rounds} --turbo PROGRAM --write
+
+`store` is what happens to a finished step's outputs until they are in the store and synced: each file is hashed
+while it is copied. `cp -r` and git sync nothing. `restore` is a whole `requiem build` after the outputs were lost:
+every byte is read from the store, hashed, compared and written. Small files are 100 bytes to 8 KiB. Turbo is its
+native program, called directly in a git repository; its cache was filled through a stand-in for npm, and restoring
+runs none. What was restored is compared byte by byte.
+
+Measured {when}, {rounds} rounds, on {machine}:
+
+{table}
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(GROUPS)}; all without one")
+    parser.add_argument("-n", "--rounds", type=int, default=5)
+    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=1024, help="of the large file, in MiB")
+    parser.add_argument("--turbo", type=Path, help="turbo's native program; without it that part is left out")
+    parser.add_argument("--dir", type=Path, help="where to work; a new temporary directory, kept, without it")
+    parser.add_argument("--write", action="store_true", help=f"write a section of {PAGE.relative_to(REPOSITORY)}")
+    chosen = parser.parse_args()
+    wanted = [name for name in chosen.names or GROUPS if name != "turbo" or chosen.turbo]
+    if unknown := set(chosen.names) - set(GROUPS):
+        parser.error(f"no benchmark {unknown.pop()!r}; there are {', '.join(GROUPS)}")
+    for tool in ("git", "b3sum"):
+        if shutil.which(tool) is None:
+            parser.error(f"{tool} is not here: apt install {tool}")
+    sys.path.insert(0, str(REPOSITORY))
+    folder = Path(tempfile.mkdtemp(prefix="requiem-store-", dir=chosen.dir))
+    print(f"in {folder} (kept)", file=sys.stderr)
+    home = folder / "home"
+    home.mkdir()
+    warm = folder / "warm-up"
+    write_requiem(warm, layered(3))
+    Round(folder / "warm", home, chosen, ours_first=True).requiem(warm)
+    found: dict[str, list[Times]] = {name: [] for name in wanted}
+    for number in range(chosen.rounds):
+        for name in wanted:
+            one = Round(folder / f"{name}{number}", home, chosen, ours_first=number % 2 == 0)
+            times = getattr(one, name)()
+            found[name].append(times)
+            told = ", ".join(f"{who} {shown(taken)}" for who, taken in times.items())
+            print(f"round {number + 1} of {chosen.rounds}, {name}: {told}", file=sys.stderr)
+            if name in ("large", "hash"):
+                shutil.rmtree(one.folder)  # A few large files: that does not slow the file system down.
+    print("\n".join(table(found, chosen)))
+    if chosen.write:
+        when = time.strftime("%Y-%m-%d", time.gmtime())
+        text = TEXT.format(rounds=chosen.rounds, when=when, machine=machine(), table="\n".join(table(found, chosen)))
+        write_section("store", text)
+        print(f"wrote {PAGE}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Which store a `cas` command means, and how it answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..core.digest import Digest, parse_digest
+from ..core.errors import UnknownName, UsageError
+from ..engine import site as places
+from ..engine.options import Options
+from ..engine.settings import load_settings
+from ..store.growth import SIZE_MAX
+from ..store.layout import Store
+from .console import write_out
+from .globals import Globals
+
+
+def open_store(shared: Globals, *, read_only: bool) -> Store:
+    """The store of the workspace around us, or the one that the user's configuration names."""
+    try:
+        site = places.find_site(Options(shared.start, shared.environment, manifest=shared.file))
+    except UsageError:
+        configured = load_settings(shared.environment).store_path
+        if configured is None:
+            raise
+        return Store(Path(configured).expanduser(), read_only=read_only)
+    return places.open_store(site, read_only=read_only)
+
+
+def resolve(store: Store, text: str) -> Digest:
+    digest = parse_digest(text)
+    if not store.objects.has(digest):
+        raise UnknownName(f"no object {digest} in the store", facts=[("store", str(store.root))])
+    return digest
+
+
+def size_max(shared: Globals) -> int:
+    """The bound of that store, in bytes."""
+    try:
+        return places.size_max(places.find_site(Options(shared.start, shared.environment, manifest=shared.file)))
+    except UsageError:
+        return load_settings(shared.environment).store_size_max or SIZE_MAX
+
+
+def answer(shared: Globals, document: dict[str, object], text: str) -> None:
+    write_out(json.dumps(document, sort_keys=True) + "\n" if shared.json else text)
+
+
+def readable(size: int) -> str:
+    """Bytes for a person."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
