@@ -17,7 +17,11 @@ HOMES = {
     "rfc8785": {"core/canonical.py"},
     "jinja2": {"core/expressions.py"},
     "click": {f"cli/{name}.py" for name in ("app", "build", "cas", "cas_migrate", "clean", "doctor", "execute", "init")}
-    | {f"cli/{name}.py" for name in ("inspect", "listing", "version", "watch")},
+    | {
+        f"cli/{name}.py"
+        for name in ("attest", "inspect", "keys", "listing", "pack", "sbom", "unpack", "version", "watch")
+    },
+    "cryptography": {"store/keys.py"},
     "rich": {"cli/console.py"},
     "zstandard": {"store/encoding.py"},
     "watchfiles": {"engine/watch.py"},

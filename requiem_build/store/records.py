@@ -208,6 +208,12 @@ class Records:
         self._ensure(folder)
         self._link(temporary, f"{folder}/{mine.result.digest}")
 
+    def set_aside(self, request_digest: Digest) -> None:
+        """Moves a request's record into quarantine: somebody has shown that it is not what it says."""
+        if self._refusal is not None:
+            raise self._refusal
+        self._set_aside(self._path(request_digest), request_digest)
+
     def _set_aside(self, path: str, request_digest: Digest) -> None:
         ensure_directory(self._quarantine)
         with suppress(FileNotFoundError):
