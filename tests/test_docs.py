@@ -44,6 +44,41 @@ def test_the_guides_sessions_run_as_shown(project: Project, tmp_path: Path) -> N
             assert line in done.stdout + done.stderr
 
 
+TRUST = SOURCE / "docs/guide/trust.md"
+
+
+@pytest.mark.userns
+def test_the_sessions_about_trust_run_as_shown(tmp_path: Path) -> None:
+    """Each on the machine that it names; what one makes is brought to the others before the next."""
+    machines = {name: Project(tmp_path / name) for name in ("any", "ci", "laptop")}
+    command = tmp_path / "bin/requiem"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m requiem_build "$@"\n')
+    command.chmod(0o755)
+    for machine in machines.values():
+        machine.manifest('[steps.hello]\ncommand = "echo hello > build/hello.txt"\noutputs = ["build/hello.txt"]\n')
+    shown = re.findall(r"^```(console|toml) (\w+)\n(.*?)^```", TRUST.read_text(), re.M | re.S)
+    assert len(shown) == len(re.findall(r"^```\w", TRUST.read_text(), re.M))
+    for kind, name, text in shown:
+        machine = machines[name]
+        if kind == "toml":
+            machine.write("../home/config/requiem/config.toml", text)
+            continue
+        environment = machine.environment({"REQUIEM_CAS_DIR": str(tmp_path / "cas")})
+        environment["PATH"] = f"{command.parent}:{environment['PATH']}"
+        lines = text.splitlines()
+        typed = "\n".join(line[2:] for line in lines if line.startswith("$ "))
+        done = subprocess.run(
+            ["bash", "-euxc", typed], cwd=machine.root, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        for line in lines:
+            assert line.startswith("$ ") or line in done.stdout + done.stderr
+        for made in [*machine.root.glob("*.pem"), *machine.root.glob("*.json"), *machine.root.glob("*.tar")]:
+            for other in machines.values():
+                other.write(made.name, made.read_bytes())
+
+
 def test_the_manifests_of_readme_and_guide_are_planned(project: Project) -> None:
     for name in ("name.txt", "notes.txt", "src/a.c", "requirements.lock", "plot.py", "data.csv"):
         project.write(name, "x\n")

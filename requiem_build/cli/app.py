@@ -27,6 +27,12 @@ COMMANDS = {
     "doctor": ("doctor", "command"),
     "init": ("init", "command"),
     "schema": ("inspect", "schema"),
+    "keys": ("keys", "command"),
+    "attest": ("attest", "command"),
+    "sbom": ("sbom", "command"),
+    "pack": ("pack", "command"),
+    "unpack": ("unpack", "command"),
+    "replay": ("unpack", "replay"),
     "cas": ("cas", "command"),
 }
 PLUMBING = {
@@ -36,10 +42,7 @@ PLUMBING = {
     "canonical": ("inspect", "canonical"),
     "version": ("version", "command"),
 }
-LATER = frozenset(
-    {"add", "attest", "graph", "import", "keys", "observe", "pack", "replay"}
-    | {"report", "reproduce", "shell", "tighten", "unpack", "why"}
-)
+LATER = frozenset({"add", "graph", "import", "observe"} | {"report", "reproduce", "shell", "tighten", "why"})
 
 
 class Commands(click.Group):

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,11 +25,15 @@ from .cas_store import open_store
 from .console import Console, plain, write_bytes, write_err, write_out
 from .globals import Globals
 
+if TYPE_CHECKING:
+    from ..store.seals import Seen
+
 SCHEMAS = (
     *("manifest", "request", "result", "record", "meta", "event", "report", "version"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
+    *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle"),
 )
-KINDS = ("request", "result", "record", "trace")
+KINDS = ("request", "result", "record", "trace", "signatures")
 
 
 def read_file(shared: Globals, name: str) -> bytes:
@@ -97,7 +101,7 @@ def schema(context: click.Context, name: str | None) -> None:
 @click.argument("what")
 @click.pass_context
 def show(context: click.Context, kind: str, what: str) -> None:
-    """Write the exact canonical bytes of a request, result, record or trace."""
+    """Write the exact canonical bytes of a request, result, record or trace, or what its signatures are worth."""
     if kind not in KINDS:
         raise UsageError(f'"{kind}" is none of {", ".join(KINDS)}')
     store = open_store(context.obj, read_only=True)
@@ -109,10 +113,37 @@ def show(context: click.Context, kind: str, what: str) -> None:
             write_bytes(kept.result.encoded)
         case "record":
             write_bytes(kept.record.encoded)
+            _tell_signatures(context.obj, kept)
+        case "signatures":
+            seen = _signatures(context.obj, kept)
+            rows = [{"key": each.key_id, "name": each.name, "state": each.state} for each in seen]
+            document = {"request_digest": kept.record.request_digest, "schema": "requiem.signatures/1"}
+            write_out(json.dumps({**document, "signatures": rows}, sort_keys=True, indent=2) + "\n")
         case _:
             request = parse_request(kept.request)
             result = kept.result
             write_bytes(make_trace(request, result.exit_code, result.termination, result.outputs))
+
+
+def _signatures(shared: Globals, kept: Kept) -> list[Seen]:
+    from ..engine.trust import keys_of
+    from ..store.keys import Verifier
+    from ..store.seals import describe
+
+    return describe(kept.record, Verifier(keys_of(shared.environment).all())) if kept.record.signatures else []
+
+
+def _tell_signatures(shared: Globals, kept: Kept) -> None:
+    """On stderr, beside the exact bytes on stdout. A host that cannot check says so and shows them all the same."""
+    if not kept.record.signatures:
+        return
+    try:
+        for each in _signatures(shared, kept):
+            whose = f"{plain(each.name)} ({each.key_id[:16]})" if each.name else plain(each.key_id[:16]) or "nobody"
+            write_err(f"\nsigned by {whose}: {each.state}")
+        write_err("\n")
+    except EnvironmentFault as fault:
+        write_err(f"\nsignatures not checked: {fault.what}\n")
 
 
 def _find(shared: Globals, store: Store, what: str) -> Kept:

@@ -7,7 +7,7 @@ templates give is for the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from . import keys, kinds, paths
@@ -154,8 +154,12 @@ class _Loader:
         raise asker.error(f"{quoted(path)} does not exist")
 
     def _local(self, local: str | None) -> Document | None:
+        """What is laid over the manifest. Its [trust] is no part of any plan: engine/trust.py reads it."""
         content = self._ask(local) if local else None
-        return None if local is None or content is None else read_document(local, content)
+        if local is None or content is None:
+            return None
+        document = read_document(local, content)
+        return replace(document, tables={name: table for name, table in document.tables.items() if name != "trust"})
 
     def _file(self, source: Source, path: str, chain: tuple[str, ...], sets: Mapping[str, str]) -> Layer:
         """One manifest, then all that it includes, depth first."""
@@ -198,6 +202,12 @@ class _Loader:
         tables = source.tables
         top = Place(source, ())
         for name in tables:
+            if name == "trust":
+                raise top.at(name).error(
+                    "a manifest does not say whom to trust: whoever can change it could then forge results",
+                    hint="put [trust] into ~/.config/requiem/config.toml, or tighten it in requiem.local.toml",
+                    key=True,
+                )
             if name not in keys.TABLES:
                 hint = nearest(name, keys.TABLES) or _table_hint(name)
                 raise top.at(name).error(f"unknown table or key {quoted(name)}", hint=hint, key=True)

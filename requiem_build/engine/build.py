@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from .. import __version__
 from ..core.digest import Digest
@@ -43,6 +44,7 @@ from .site import (
     prepare_dot,
     question_of,
     size_max,
+    trust_of,
 )
 from .stamps import Stamps, tells_changes_apart
 from .step import Outcome, Performer
@@ -112,6 +114,7 @@ class _Run:
         self.started = time.monotonic()
         self.host = os.uname().nodename
         self.outbox: Outbox | None = None
+        self.trust = trust_of(site, options)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -144,7 +147,8 @@ class _Run:
         self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
         plan = self.planned.plan
         self.store = open_store(site, self.planned.store_settings)
-        self.outbox = self.store.outbox
+        self.view = self.store if self.trust is None else self.trust.view(self.store)
+        self.outbox = self.view.outbox
         if not options.dry_run:
             self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp", f"{self.run_id}.jsonl"))
         self.emit(RunStarted(self.run_id, options.mode, __version__, options.targets))
@@ -234,12 +238,12 @@ class _Run:
 
     def _rebuilder(self, executor: Executor, blobs: Blobs) -> Rebuilder:
         if self.options.dry_run:
-            return Predicted(self.store, blobs)
-        always = Always(executor, self.store, self._record, publish=self.options.cache in ("rw", "wo"))
-        return Cached(self.store, blobs, always) if self.options.cache in ("rw", "ro") else always
+            return Predicted(self.view, blobs)
+        always = Always(executor, self.view, self._record, publish=self.options.cache in ("rw", "wo"))
+        return Cached(self.view, blobs, always) if self.options.cache in ("rw", "ro") else always
 
     def _record(self, ran: Ran, wanted: Wanted) -> Record:
-        return Record(
+        record = Record(
             request_digest=ran.request.digest,
             result_digest=ran.result.digest,
             when=now_text(),
@@ -253,6 +257,7 @@ class _Run:
             discovered=ran.discovered,
             asserted=wanted.asserted,
         )
+        return record if self.trust is None or not ran.ok else self.trust.seal(record)
 
     def _performer(
         self, workspace: Workspace, surroundings: Surroundings, layout: Layout, executor: Executor
@@ -272,6 +277,8 @@ class _Run:
             use_cache=self.options.cache in ("rw", "ro"),
             dry_run=self.options.dry_run,
             verbose=self.options.verbose,
+            trust=self.trust.digest if self.trust is not None else "",
+            why_refused=partial(self.trust.why_refused, self.view) if self.trust is not None else None,
         )
 
     def _priority(self) -> Priority:
@@ -398,5 +405,6 @@ class _Run:
                 used=[Digest(step.request_digest) for step in self.memory.steps.values()],
             )
         if report.ok and not self.options.dry_run and not self.performer.ran_unremembered:
-            noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps))
+            rested_on = self.trust.paths() if self.trust is not None else []
+            noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps), rested_on)
         return report

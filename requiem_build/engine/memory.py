@@ -30,6 +30,8 @@ class Remembered:
     warnings: tuple[str, ...] = ()
     recorded: bool = True
     """Whether the store was given the record: only then may it be restored from the store."""
+    trust: str = ""
+    """The hit policy's digest under which it was run or accepted; what was accepted under another is asked again."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,7 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
             step.variant,
             step.warnings,
             step.recorded,
+            step.trust,
         )
         for name, step in memory.steps.items()
     }
@@ -71,6 +74,6 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
 
 
 def _remembered(row: Any) -> Remembered:
-    request, result, outputs, duration_ms, discovered, variant, warnings, recorded = row
+    request, result, outputs, duration_ms, discovered, variant, warnings, recorded, trust = row
     entries = {path: unpack(packed) for path, packed in outputs.items()}
-    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded)
+    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded, trust)

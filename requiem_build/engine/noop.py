@@ -39,9 +39,18 @@ def _path(dot: str) -> str:
 
 
 def remember(
-    site: Site, options: Options, planned: Planned, stamps: Stamps, surroundings: Surroundings, steps: int
+    site: Site,
+    options: Options,
+    planned: Planned,
+    stamps: Stamps,
+    surroundings: Surroundings,
+    steps: int,
+    rested_on: list[str],
 ) -> None:
-    """Writes down what a plain build rested on. Builds with other flags are not plain, and forget nothing."""
+    """Writes down what a plain build rested on, with paths of the user's own in `rested_on`.
+
+    Builds with other flags are not plain, and forget nothing.
+    """
     instances = planned.plan.instances.values()
     if not is_plain(options) or not stamps.settled or not all(i.lay_out for i in instances):
         return  # What is only in the store must be looked for there.
@@ -49,7 +58,7 @@ def remember(
     items |= stamps.seen
     from .settings import config_path
 
-    for path in (*links_of(config_path(options.environment)), *planned.kinds):
+    for path in (*links_of(config_path(options.environment)), *planned.kinds, *rested_on):
         items.setdefault(path, _stamp(path))
     now = time.time_ns()
     witnesses: dict[str, str] = {}

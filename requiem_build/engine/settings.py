@@ -26,6 +26,7 @@ class Settings:
     mode: str | None = None
     sandbox: str | None = None
     roots: Mapping[str, Any] = field(default_factory=dict)
+    trust: Mapping[str, Any] = field(default_factory=dict)
 
 
 def config_path(environment: Mapping[str, str]) -> str:
@@ -40,10 +41,10 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     path = config_path(environment)
     value = _read(path)
     for table, keys in value.items():
-        if table == "roots" and isinstance(keys, dict):
-            continue
+        if table in ("roots", "trust") and isinstance(keys, dict):
+            continue  # Each has a reader of its own.
         if table not in _KEYS or not isinstance(keys, dict):
-            raise _unknown(path, table, [*_KEYS, "roots"])
+            raise _unknown(path, table, [*_KEYS, "roots", "trust"])
         for key, item in keys.items():
             if key not in _KEYS[table]:
                 raise _unknown(path, f"{table}.{key}", [f"{table}.{name}" for name in _KEYS[table]])
@@ -70,6 +71,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         mode=build.get("mode"),
         sandbox=sandbox,
         roots=value.get("roots", {}),
+        trust=value.get("trust", {}),
     )
 
 

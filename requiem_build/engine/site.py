@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
@@ -20,6 +21,9 @@ from . import plans, sealed
 from .options import Options
 from .settings import Settings, load_settings
 from .workspace import DOT, Files, find_workspace
+
+if TYPE_CHECKING:
+    from .trust import Trust
 
 
 @dataclass(slots=True)
@@ -109,6 +113,15 @@ def _manifest_settings(site: Site) -> Mapping[str, object]:
     with suppress(RequiemError):
         return load_manifest(Files(site.root).read, site.manifest).store
     return {}
+
+
+def trust_of(site: Site, options: Options) -> Trust | None:
+    """Whose records may answer here and who signs; None, and nothing imported, where nobody asked for either."""
+    if not site.settings.trust and not os.path.lexists(os.path.join(site.root, "requiem.local.toml")):
+        return None
+    from .trust import load_trust
+
+    return load_trust(site.settings.trust, site.root, options.environment)
 
 
 def prepare_dot(dot: str) -> None:

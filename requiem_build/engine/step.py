@@ -103,6 +103,10 @@ class Performer:
     use_cache: bool
     dry_run: bool
     verbose: bool
+    trust: str = ""
+    """The hit policy's digest, empty if any record may answer."""
+    why_refused: Callable[[Request, Mapping[str, Entry]], str] | None = None
+    """Why that policy did not take a record that is there; empty if there was none."""
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
@@ -249,7 +253,7 @@ class Performer:
 
     def _fresh(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> Outcome | None:
         remembered = self.memory.steps.get(instance.name)
-        if remembered is None:
+        if remembered is None or remembered.trust != self.trust:
             return None
         if remembered.discovered is not None:
             request = request.with_discovered(discovered_now(remembered.discovered, offered))
@@ -467,6 +471,7 @@ class Performer:
             self.variant,
             tuple(w for w in finished.warnings if w.startswith("captured output")),
             recorded=built.recorded,
+            trust=self.trust,
         )
 
     def _hints(self, instance: Instance, inputs: Inputs, built: Built, offered: Mapping[str, Entry]) -> tuple[str, ...]:
@@ -482,6 +487,9 @@ class Performer:
 
     def _reason(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> str:
         """Why this is not fresh, by the request that was last answered here."""
+        refused = self.why_refused(request, offered) if self.why_refused is not None else ""
+        if refused:
+            return refused
         if instance.name in self.memory.failed:
             return "it failed last time"
         remembered = self.memory.steps.get(instance.name)

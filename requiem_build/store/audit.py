@@ -97,8 +97,10 @@ def _bad_objects(store: Store, workers: int, found: Audit, progress: Progress, *
 
 
 def _bad_records(store: Store) -> Iterator[Damage]:
-    for path, reason in store.records.damaged():
-        yield Damage(path, reason)
+    for scope in store.scopes():
+        below = os.path.relpath(os.path.dirname(scope.base), store.root)
+        for path, reason in scope.damaged():
+            yield Damage(os.path.normpath(os.path.join(below, path)), reason)
 
 
 def _bad_runs(store: Store) -> Iterator[Damage]:

@@ -199,7 +199,14 @@ def latest(*found: os.stat_result) -> float:
 
 def items(store: Store, trees: set[Digest]) -> Iterator[Item]:
     """Everything that keeps objects; the trees that it names are added to `trees`."""
-    records = f"{store.root}/records"
+    for scope in store.scopes():
+        yield from _items_of(scope.base, trees)
+    for file in entries(f"{store.root}/runs"):
+        yield from _run(file, store)
+
+
+def _items_of(records: str, trees: set[Digest]) -> Iterator[Item]:
+    """Of the records of one writer."""
     for shard in entries(records):
         if _is_shard(shard):
             for file in entries(shard.path):
@@ -212,8 +219,6 @@ def items(store: Store, trees: set[Digest]) -> Iterator[Item]:
         if is_digest(folder.name) and folder.is_dir(follow_symlinks=False):
             for file in entries(folder.path):
                 yield from _record(file, "divergence", Digest(folder.name), trees)
-    for file in entries(f"{store.root}/runs"):
-        yield from _run(file, store)
 
 
 def _record(file: os.DirEntry[str], kind: Kind, request_digest: Digest, trees: set[Digest]) -> Iterator[Item]:

@@ -13,6 +13,7 @@
     <root>/records/AB/<request digest>
     <root>/records/paths/AB/<request digest>
     <root>/records/divergences/<request digest>/<result digest>
+    <root>/records/signed/<key id>/  the same again for what one key signed
     <root>/runs/<run id>
 
 The root keeps the umask's mode, so that a private root protects all; directories within are 0755 and files 0444.
@@ -25,6 +26,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +127,26 @@ class Store:
     def lease(self) -> AbstractContextManager[None]:
         """Pins what the holder puts and uses against collection, until it ends, however it ends."""
         return nullcontext() if self.refusal is not None else leases.held(f"{self.root}/v2", self._scratch)
+
+    def signed_records(self, key_id: str) -> Records:
+        """The scope of one key: what it signed, where no other writer's record can stand in the way."""
+        if self.refusal is None and not os.path.isdir(f"{self.root}/records/signed"):
+            ensure_directory(f"{self.root}/records/signed")
+        base, durable = f"{self.root}/records/signed/{key_id}", self._durability == FULL
+        return Records(base, f"{self.root}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable)
+
+    def with_records(self, records: Records) -> Store:
+        """The same store, whose records are found and filed in another way."""
+        other = copy(self)
+        other.records = records
+        other.outbox = Outbox(str(self.root), records, self._durability, refusal=self.refusal)
+        return other
+
+    def scopes(self) -> Iterator[Records]:
+        """The records of every writer: of nobody in particular, then of each key."""
+        yield self.records
+        for key_id in sorted(_names(f"{self.root}/records/signed")):
+            yield self.signed_records(key_id)
 
     def missing(self, result: Result) -> list[Digest]:
         """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""

@@ -82,6 +82,11 @@ class Records:
         self._durable = durable
         self._made: set[str] = set()
 
+    @property
+    def base(self) -> str:
+        """The absolute directory in which they lie."""
+        return self._base
+
     # -- finding ------------------------------------------------------------------------------------------
 
     def find(self, request_digest: Digest) -> Kept | None:
@@ -258,6 +263,12 @@ class Records:
         self._ensure(f"{self._base}/divergences")
         self._ensure(folder)
         self._link(temporary, f"{folder}/{mine.result.digest}")
+
+    def set_aside(self, request_digest: Digest) -> None:
+        """Moves a request's record into quarantine: somebody has shown that it is not what it says."""
+        if self._refusal is not None:
+            raise self._refusal
+        self._set_aside(self._path(request_digest), request_digest)
 
     def _set_aside(self, path: str, request_digest: Digest) -> None:
         ensure_directory(self._quarantine)

@@ -111,7 +111,7 @@ def usage(store: Store) -> Usage:
 
 def _count_recorded(store: Store, found: Usage, sizes: dict[Digest, int], inventory: Inventory) -> None:
     seen: set[Digest] = set()
-    for kept in store.records:
+    for kept in (kept for scope in store.scopes() for kept in scope):
         for stream in (kept.result.stdout, kept.result.stderr):
             found.recorded_bytes += stream.size
             seen.add(stream.digest)

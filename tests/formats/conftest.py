@@ -170,6 +170,16 @@ def records() -> dict[str, Record]:
     return {"hello": plain, "everything": full}
 
 
+def signed_record() -> Record:
+    """With a key that everybody knows, so that the bytes are the same everywhere (Ed25519 has no randomness)."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from requiem_build.store import keys, seals
+
+    secret = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    return seals.seal(records()["hello"], keys._key("golden", secret.public_key(), own=True, secret=secret))
+
+
 def golden_bytes() -> dict[str, tuple[bytes, Digest]]:
     """Path below tests/golden -> its bytes, and the digest under which Requiem knows them."""
     found: dict[str, tuple[bytes, Digest]] = {}
@@ -179,6 +189,8 @@ def golden_bytes() -> dict[str, tuple[bytes, Digest]]:
         found[f"result/{name}.json"] = (result.encoded, result.digest)
     for name, record in records().items():
         found[f"record/{name}.json"] = (record.encoded, object_digest(record.encoded))
+    signed = signed_record().encoded
+    found["record/signed.json"] = (signed, object_digest(signed))
     for name, (tree, content) in trees().items():
         found[f"tree/{name}.json"] = (content, tree.digest)
     trace = make_trace(requests()["hello"], 0, "exited", results()["hello"].outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -137,6 +138,19 @@ def tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for place in reversed(mounted):
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture
+def golden_signed() -> SimpleNamespace:
+    """The golden signed record's bytes and the key, which everybody knows, that signed it."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    secret = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+    content = (ROOT / "tests/golden/record/signed.json").read_bytes()
+    der = secret.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    key_id = hashlib.sha256(der).hexdigest()
+    return SimpleNamespace(content=content, key=SimpleNamespace(key_id=key_id, secret=secret))
 
 
 def some_digest(text: str = "nothing has this") -> Digest:

@@ -114,6 +114,19 @@ def test_a_kept_record_keeps_inputs_outputs_logs_and_whole_trees(store: Store, m
     assert store.objects.get(object_digest(b"a")) == b"a", "an input is kept: replay needs it"
 
 
+def test_what_one_key_signed_is_kept_and_goes_like_every_other_record(store: Store, made) -> None:
+    values = made("signed", b"signed output")
+    for content in (b"signed output", b"said", b"", b"signed"):
+        store.objects.put(content)
+    mine = store.signed_records("ab" * 32)
+    mine.publish(values.request, values.result, values.record)
+    age(store, 2 * DAY)
+    gc.collect(store, gc.Bounds())
+    assert store.objects.has(object_digest(b"signed output")) and mine.find(values.request.digest) is not None
+    gc.collect(store, gc.Bounds(age_max_s=0))
+    assert not store.objects.has(object_digest(b"signed output")) and mine.find(values.request.digest) is None
+
+
 def test_what_nothing_names_stays_for_a_day_if_there_is_room(store: Store) -> None:
     digest = store.objects.put(b"put by hand")
     gc.collect(store, gc.Bounds())
