@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,3 +136,55 @@ def test_large_files_share_blocks_where_that_can_be_and_never_an_inode(xfs: Path
     with pytest.raises(Exception, match="damaged"):
         store.objects.copy_to(digest, descriptor)
     os.close(descriptor)
+
+
+# What succeeded is remembered, however the build ends
+
+TWO = """
+[steps.first]
+command = "echo 1 > first.txt"
+outputs = ["first.txt"]
+[steps.second]
+command = "{second}"
+inputs = ["first.txt"]
+"""
+
+
+def records(project: Project) -> int:
+    return len(list((project.root / ".cas/records").glob("[0-9a-f][0-9a-f]/*")))
+
+
+def test_what_succeeded_before_a_failure_is_remembered(project: Project) -> None:
+    project.manifest(TWO.format(second="exit 1"))
+    project.build(expect=1)
+    assert records(project) == 1
+    shutil.rmtree(project.root / ".requiem")
+    os.unlink(project.root / "first.txt")
+    assert project.build(expect=1).states == {"first": "hit", "second": "failed"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_succeeded_before_an_interruption_is_remembered(project: Project, number: signal.Signals) -> None:
+    project.manifest(TWO.format(second="sleep 60"))
+    process = project.start("build")
+    assert process.stderr is not None
+    for line in process.stderr:  # The first step's line comes at once, its record half a second later.
+        if b"first" in line:
+            break
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert records(project) == 1
+
+
+def test_a_result_that_differs_is_told_by_its_step_and_never_published(project: Project) -> None:
+    project.manifest("""
+        [steps.roll]
+        command = "head -c 16 /dev/urandom > dice"
+        outputs = ["dice"]
+    """)
+    project.build()
+    again = project.build("--cache", "wo")
+    assert "gave another result than before" in str(again.step("roll")["warnings"])
+    assert records(project) == 1
+    assert len(list((project.root / ".cas/records/divergences").rglob("*"))) == 2
