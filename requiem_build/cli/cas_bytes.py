@@ -24,6 +24,7 @@ def put(context: click.Context, file: str) -> None:
     store = open_store(context.obj, read_only=False)
     with store.lease():
         digest = _put(context.obj, store, file)
+        store.sync()
     answer(context.obj, {"digest": digest}, f"{digest}\n")
 
 
