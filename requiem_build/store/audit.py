@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from ..core.digest import EMPTY, Digest
-from ..core.errors import RequiemError
+from ..core.errors import IntegrityError, UnknownName
 from .fanout import Answer, fan_out
 from .files import ensure_directory, entries, fault
 from .inventory import take
@@ -54,6 +54,13 @@ def audit(store: Store, *, workers: int, progress: Progress = lambda *_: None, r
     """Reads everything, in `workers` processes. Raises EnvironmentFault, also where `repair` is refused."""
     if repair and store.refusal is not None:
         raise store.refusal
+    try:
+        return _audit(store, workers, progress, repair=repair)
+    except OSError as error:
+        raise fault(error, "checking the store", str(store.root)) from error
+
+
+def _audit(store: Store, workers: int, progress: Progress, *, repair: bool) -> Audit:
     found = Audit(repaired=repair)
     for damage in _bad_objects(store, workers, found, progress, repair=repair):
         found.damaged.append(damage)
@@ -107,7 +114,7 @@ def _bad_runs(store: Store) -> Iterator[Damage]:
     for item in entries(f"{store.root}/runs"):
         try:
             store.runs.get(item.name)
-        except RequiemError as error:
+        except (IntegrityError, UnknownName) as error:
             if os.path.lexists(item.path):
                 yield Damage(f"runs/{item.name}", dict(error.facts).get("cause", error.what))
 

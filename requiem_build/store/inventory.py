@@ -1,6 +1,7 @@
 """What a store holds, file by file: sizes and last uses of objects, and what each record and run keeps.
 
-It reads no object but trees and journals, and judges nothing: what is damaged is the affair of audit.py.
+It reads no object but trees and journals, and judges nothing: what is damaged is the affair of audit.py. What cannot
+be read ends the walk: who deletes by what he sees must see everything.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from typing import Literal, TypeAlias
 from ..core import canonical
 from ..core.digest import EMPTY, Digest, is_digest
 from ..core.entries import File, Tree, parse_tree
-from ..core.errors import RequiemError
+from ..core.errors import CorruptObject, EnvironmentFault, IntegrityError, MissingObject, RequestError, UnknownName
 from .files import NotAFile, entries, read_small
 from .growth import on_disk
 from .layout import Store
+from .packs import NotAPack
 from .records import split_record
 
 Kind: TypeAlias = Literal["record", "paths", "divergence", "run"]
@@ -116,8 +118,9 @@ def holders(store: Store) -> dict[Digest, Held]:
 
 
 def _take_packs(store: Store, found: Inventory) -> None:
-    for pack in store.objects.packs:
-        with suppress(OSError):
+    for item in entries(f"{store.root}/v2/packs"):
+        with suppress(FileNotFoundError, NotAPack):
+            pack = store.objects.packs.load(item.name)
             seen = os.lstat(pack.path)
             held = Held(pack.name, on_disk(pack.size), seen.st_mtime, latest(seen), is_pack=True)
             found.packs[pack.name] = held
@@ -134,8 +137,12 @@ def _below(store: Store, found: Inventory, tops: set[Digest]) -> Iterator[Digest
         if tree not in found.objects:
             continue
         below: list[Digest] = []
-        with suppress(RequiemError):
-            for _, entry in parse_tree(store.objects.peek(tree, size_max=canonical.BYTES_MAX)):
+        content = _peek(store, tree, canonical.BYTES_MAX)
+        if content is None:  # Then nothing that needs it is whole.
+            found.objects[tree] = replace(found.objects[tree], whole=False)
+            continue
+        with suppress(RequestError):
+            for _, entry in parse_tree(content):
                 if isinstance(entry, File | Tree):
                     below.append(entry.digest)
                 if isinstance(entry, Tree) and entry.digest not in seen:
@@ -174,7 +181,7 @@ def _in_shard(directory: str, prefix: str) -> Iterator[Held]:
     for item in entries(directory):
         name = item.name.removesuffix(".meta")
         if is_digest(name) and name.startswith(prefix):
-            with suppress(OSError):  # It went away since it was listed.
+            with suppress(FileNotFoundError):  # It went away since it was listed.
                 found = item.stat(follow_symlinks=False)
                 if not stat.S_ISDIR(found.st_mode):
                     halves.setdefault(name, [None, None])[item.name != name] = found
@@ -238,13 +245,10 @@ def _run(file: os.DirEntry[str], store: Store) -> Iterator[Item]:
     for item in _plain(file, "run"):
         try:
             run = store.runs.get(file.name)
-        except RequiemError:
+        except (UnknownName, IntegrityError):
             yield item
             continue
-        journal = b""
-        with suppress(RequiemError):
-            journal = store.objects.peek(run.journal, size_max=JOURNAL_MAX)
-        streams = _digests(_STREAM, journal)
+        streams = _digests(_STREAM, _peek(store, run.journal, JOURNAL_MAX) or b"")
         yield replace(item, needs=frozenset({run.journal}), names=streams, workspace=run.workspace)
 
 
@@ -253,14 +257,27 @@ def _digests(pattern: re.Pattern[bytes], content: bytes) -> frozenset[Digest]:
 
 
 def _plain(file: os.DirEntry[str], kind: Kind) -> Iterator[Item]:
-    with suppress(OSError):
+    with suppress(FileNotFoundError):
         found = file.stat(follow_symlinks=False)
         if stat.S_ISREG(found.st_mode):
             yield Item(kind, file.name, file.path, on_disk(found.st_size), found.st_mtime, latest(found))
 
 
 def _content(path: str) -> bytes | None:
+    """None if nothing that could be a record stands there. Raises OSError: what cannot be read may keep much."""
     try:
         return read_small(path, canonical.BYTES_MAX)
-    except (OSError, NotAFile, ValueError):
+    except (NotAFile, ValueError):
+        return None
+
+
+def _peek(store: Store, digest: Digest, size_max: int) -> bytes | None:
+    """An object that names others; None if it is gone or damaged. Raises EnvironmentFault if it cannot be read."""
+    try:
+        return store.objects.peek(digest, size_max=size_max)
+    except CorruptObject:
+        return None
+    except MissingObject as missing:
+        if os.path.lexists(store.objects.path(digest)):
+            raise EnvironmentFault(missing.what, facts=missing.facts) from missing
         return None

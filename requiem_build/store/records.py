@@ -133,7 +133,7 @@ class Records:
         top = os.path.dirname(self._base)
         for path, request_digest in self._path_set_files():
             content: bytes | None = b""
-            with suppress(OSError, NotAFile, ValueError, RequestError):
+            with suppress(NotAFile, ValueError, RequestError):
                 content = read_small(path, canonical.BYTES_MAX)
                 if content is None or _parse_path_sets(content, request_digest):
                     continue
