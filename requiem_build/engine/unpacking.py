@@ -57,11 +57,15 @@ def unpack(file: BinaryIO, store: Store, verifier: Verifier) -> Unpacked:
     reader = Reader(file)
     signers = tuple(sorted(verifier.keys[key_id].name for key_id in verifier.signers(reader.envelope)))
     done = Unpacked(reader.contents, reader.envelope, signers)
+    synced = False
     for member, pieces in reader.members():
         if member.name.startswith("objects/"):
             _put(store, member, pieces)
             done.objects += 1
             continue
+        if not synced:
+            store.sync()  # A record is never more durable than what it names.
+            synced = True
         kept = _document(member, _joined(member, pieces))
         if isinstance(kept, Run):
             run = kept
