@@ -18,10 +18,15 @@ class RunStarted:
     mode: str
     engine: str
     targets: tuple[str, ...] = ()
+    workspace: str = ""
+    """The workspace's id, as in `runs/`."""
+    when: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanMade:
+    """`steps` counts the plan's instances that are not groups: each finishes exactly once."""
+
     steps: int
     manifest: Mapping[str, str | None]
     """Each manifest file -> its digest, or null where an optional one is absent."""
@@ -55,6 +60,15 @@ class StepFinished:
     stderr_digest: str | None = None
     record: Mapping[str, object] | None = None
     """Of a step that ran. A failed one's record is kept only here."""
+    place: int | None = None
+    """Its place in the plan, from 0; groups have none."""
+    needs: tuple[int, ...] = ()
+    """The places of what had to be finished first."""
+    record_digest: str | None = None
+    """Names the claim that the store keeps of this result (`Record.digest`)."""
+    request: Mapping[str, object] | None = None
+    result: Mapping[str, object] | None = None
+    """Both are given where the store keeps no record of them: of a failure, and of what is not remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,7 @@ class RunFinished:
     ok: bool
     exit_code: int
     counts: Mapping[str, int] = field(default_factory=dict)
+    when: str = ""
 
 
 Event: TypeAlias = RunStarted | PlanMade | StepStarted | StepFinished | Warned | RunFinished

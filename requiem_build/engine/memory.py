@@ -30,6 +30,7 @@ class Remembered:
     warnings: tuple[str, ...] = ()
     recorded: bool = True
     """Whether the store was given the record: only then may it be restored from the store."""
+    record_digest: str | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +65,7 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
             step.variant,
             step.warnings,
             step.recorded,
+            step.record_digest,
         )
         for name, step in memory.steps.items()
     }
@@ -71,6 +73,6 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
 
 
 def _remembered(row: Any) -> Remembered:
-    request, result, outputs, duration_ms, discovered, variant, warnings, recorded = row
+    request, result, outputs, duration_ms, discovered, variant, warnings, recorded, record = row
     entries = {path: unpack(packed) for path, packed in outputs.items()}
-    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded)
+    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded, record)
