@@ -23,6 +23,8 @@ COMMANDS = {
     "watch": ("watch", "command"),
     "list": ("listing", "command"),
     "log": ("inspect", "log"),
+    "replay": ("replay", "command"),
+    "reproduce": ("reproduce", "command"),
     "clean": ("clean", "command"),
     "doctor": ("doctor", "command"),
     "init": ("init", "command"),
@@ -37,8 +39,8 @@ PLUMBING = {
     "version": ("version", "command"),
 }
 LATER = frozenset(
-    {"add", "attest", "graph", "import", "keys", "observe", "pack", "replay"}
-    | {"report", "reproduce", "shell", "tighten", "unpack", "why"}
+    {"add", "attest", "graph", "import", "keys", "observe", "pack"}
+    | {"report", "shell", "tighten", "unpack", "why"}
 )
 
 

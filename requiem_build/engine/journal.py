@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import IO
 
@@ -103,3 +103,33 @@ def keep_manifest(root: str, manifest: Mapping[str, str | None], store: Store) -
         if digest is not None and not store.objects.has(Digest(digest)):
             with suppress(OSError, RequiemError), open(os.path.join(root, path), "rb") as file:
                 store.objects.put(file.read())
+
+
+def journal_lines(store: Store, journal: Digest) -> Iterator[bytes]:
+    """A journal's lines, without their ends, in flat memory. They are verified only when the last was given.
+
+    Raises MissingObject or CorruptObject, at the latest then. A line beyond 64 MiB comes in pieces.
+    """
+    reader, writer = os.pipe()
+    failure: list[RequiemError] = []
+
+    def write() -> None:
+        try:
+            store.objects.copy_to(journal, writer)
+        except RequiemError as error:
+            failure.append(error)
+        except OSError:
+            pass  # The reader has lost interest.
+        finally:
+            os.close(writer)
+
+    thread = threading.Thread(target=write, daemon=True)
+    thread.start()
+    try:
+        with open(reader, "rb") as pipe:
+            while line := pipe.readline(canonical.BYTES_MAX):
+                yield line.removesuffix(b"\n")
+    finally:
+        thread.join()
+    if failure:
+        raise failure[0]
