@@ -39,8 +39,7 @@ PLUMBING = {
     "version": ("version", "command"),
 }
 LATER = frozenset(
-    {"add", "attest", "graph", "import", "keys", "observe", "pack"}
-    | {"report", "shell", "tighten", "unpack", "why"}
+    {"add", "attest", "graph", "import", "keys", "observe", "pack"} | {"report", "shell", "tighten", "unpack", "why"}
 )
 
 

@@ -87,7 +87,10 @@ class Proofs:
         """All that is wrong with a step whose request and result were found."""
         name, request, result, record = event["name"], proven.request, proven.result, proven.record
         place = where if record is None else f"records/{request.digest[:2]}/{request.digest}"
-        for what in (*_contradictions(event, request, result), *_undeclared(request, result, made=event["state"] != "failed")):
+        for what in (
+            *_contradictions(event, request, result),
+            *_undeclared(request, result, made=event["state"] != "failed"),
+        ):
             yield Problem(what, where, name)
         for what in _wrong_record(event, request, result, record):
             yield Problem(what, place, name)
@@ -119,10 +122,7 @@ class Proofs:
             if found != ABSENT:
                 yield f'read "{path}"', Digest(found)
         for stream, captured in (("stdout", result.stdout), ("stderr", result.stderr)):
-            if captured.digest != EMPTY:
-                yield stream, File(captured.digest, captured.size)
-            elif captured.size:
-                yield stream, File(EMPTY, captured.size)
+            yield stream, File(captured.digest, captured.size)
         for path, output in result.outputs.items():
             if not isinstance(output, Link):
                 yield f'output "{path}"', output
@@ -157,7 +157,9 @@ class Proofs:
         if not self.store.objects.check(digest, size):
             try:
                 self.store.objects.copy_to(digest, self._null)
-            except (MissingObject, CorruptObject) as error:
+            except MissingObject as error:
+                return "" if digest == EMPTY and not size else error.what  # Nothing needs no bytes to be known.
+            except CorruptObject as error:
                 return error.what
             return f"object {digest} is not of the size {size}"
         self.objects += 1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link
-from ..core.errors import EnvironmentFault, MissingObject, RequiemError
+from ..core.errors import EnvironmentFault, Interrupted, MissingObject, RequiemError
 from ..core.instance import Instance, Root
 from ..core.policy import Limits
 from ..core.request import ABSENT, LISTING, Request
@@ -27,11 +27,14 @@ from ..executors.local import SYSTEM_ROOT, LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.perturbation import STILL, Perturbation
 from ..sandbox.system import lookup, system_digest
+from ..store.files import Scratch
 from ..store.layout import Store
 from ..store.objects import Objects
 from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
 from .surroundings import Surroundings
+
+NO_LIMITS = Limits()
 
 
 class CannotRerun(Exception):
@@ -41,19 +44,24 @@ class CannotRerun(Exception):
 class Beside(Objects):
     """The objects of a store, and beside them those of runs that are thrown away. The store is never written."""
 
-    def __init__(self, first: Objects, own: Store) -> None:
+    def __init__(self, first: Objects, own: Path) -> None:
+        Store(own)  # Makes what a store consists of.
+        super().__init__(f"{own}/v2", Scratch(f"{own}/v2/tmp"))
         self._first = first
-        self._own = own.objects
-        super().__init__(f"{own.root}/v2", own._scratch)
 
     def has(self, digest: Digest) -> bool:
         return super().has(digest) or self._first.has(digest)
 
     def get(self, digest: Digest, *, size_max: int | None = None) -> bytes:
-        return (super() if super().has(digest) else self._first).get(digest, size_max=size_max)
+        if super().has(digest):
+            return super().get(digest, size_max=size_max)
+        return self._first.get(digest, size_max=size_max)
 
     def copy_to(self, digest: Digest, fd: int) -> None:
-        (super() if super().has(digest) else self._first).copy_to(digest, fd)
+        if super().has(digest):
+            super().copy_to(digest, fd)
+        else:
+            self._first.copy_to(digest, fd)
 
     def file(self, digest: Digest) -> str:
         """A plain file. What the store keeps compressed or cannot be bound is first copied to our own side."""
@@ -74,8 +82,7 @@ class Rerunner:
         self._store = store
         self._scratch = tempfile.mkdtemp(prefix="requiem-rerun-")
         os.chmod(self._scratch, 0o755)  # The sandbox's own user is shown files of it.
-        self._own = Store(Path(self._scratch, "store"))
-        self.blobs = Blobs(Beside(store.objects, self._own))
+        self.blobs = Blobs(Beside(store.objects, Path(self._scratch, "store")))
         self.blobs.put(b"")
         stamps = Stamps()
         self._surroundings = Surroundings(
@@ -84,7 +91,7 @@ class Rerunner:
         self._stamps = stamps
         self._roots = {self._surroundings.root_path(root): root for root in roots.values()}
         self._executors: dict[tuple[Perturbation, tuple[str, ...]], LocalExecutor] = {}
-        self._stopped = False
+        self._signal: int | None = None
 
     def __enter__(self) -> Rerunner:
         return self
@@ -94,11 +101,15 @@ class Rerunner:
             executor.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    def interrupt(self, _: int) -> None:
+    def interrupt(self, number: int) -> None:
         """From a signal handler: ends what runs and starts nothing more."""
-        self._stopped = True
+        self._signal = number
         for executor in tuple(self._executors.values()):
             executor.cancel(kill=False)
+
+    def raise_if_interrupted(self) -> None:
+        if self._signal is not None:
+            raise Interrupted(self._signal)
 
     # May it be run here?
 
@@ -136,21 +147,19 @@ class Rerunner:
 
     # Running
 
-    def run(self, request: Request, perturbation: Perturbation = STILL) -> Ran:
+    def run(self, request: Request, perturbation: Perturbation = STILL, limits: Limits = NO_LIMITS) -> Ran:
         """Runs a request once more. Of what `discover` offered it sees exactly what it is known to have read.
 
         The result is of the very request, so that equal deeds have equal digests. Raises CannotRerun or, for a
         sandbox that fails, EnvironmentFault.
         """
+        self.raise_if_interrupted()
         try:
             offered = self._offered(request)
-            ran = self._executor(request, perturbation).execute(
-                replace(request, discovered=None), offered, Limits()
-            )
+            ran = self._executor(request, perturbation).execute(replace(request, discovered=None), offered, limits)
         except MissingObject as error:
             raise CannotRerun(error.what) from error
-        if ran.cancelled or self._stopped:
-            raise CannotRerun("interrupted")
+        self.raise_if_interrupted()
         return replace(ran, request=request, result=_of_request(request, ran.result))
 
     def _offered(self, request: Request) -> dict[str, Entry]:

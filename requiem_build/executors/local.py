@@ -300,7 +300,9 @@ def discovered_now(paths: tuple[str, ...], offered: Mapping[str, Entry]) -> dict
     for path in paths:
         named = _named_in_discovered(path, offered)
         entry = offered.get(path)
-        found[path] = object_digest(named) if named is not None else entry.digest if isinstance(entry, File) else "absent"
+        found[path] = (
+            object_digest(named) if named is not None else entry.digest if isinstance(entry, File) else "absent"
+        )
     return found
 
 
