@@ -25,14 +25,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.userns
-def test_the_guides_sessions_run_as_shown(project: Project, tmp_path: Path) -> None:
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("guide", ["start.md", "proof.md"])
+def test_the_guides_sessions_run_as_shown(guide: str, project: Project, tmp_path: Path) -> None:
     command = tmp_path / "bin/requiem"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m requiem_build "$@"\n')
     command.chmod(0o755)
     environment = project.environment()
     environment["PATH"] = f"{command.parent}:{environment['PATH']}"
-    for session in blocks(SOURCE / "docs/guide/start.md", "console"):
+    for session in blocks(SOURCE / "docs/guide" / guide, "console"):
         lines = session.splitlines()
         typed = [line[2:] for line in lines if line.startswith("$ ")]
         shown = [line for line in lines if not line.startswith("$ ")]

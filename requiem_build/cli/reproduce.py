@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +29,7 @@ from ..engine.trials import find_clock_library
 from ..engine.verdicts import Known, find_known, level_of, select, settled, verdict_of
 from ..store.layout import Store
 from ..store.verdicts import Verdicts
-from .build import heeding_signals, parse_sets
+from .build import JOBS_MAX, heeding_signals, parse_sets
 from .console import plain, write_err, write_out
 from .globals import Globals
 
@@ -67,6 +69,7 @@ class Line:
 @click.command()
 @click.argument("steps", nargs=-1)
 @click.option("--runs", "runs", type=int, default=1, show_default=True, help="Runs without any perturbation.")
+@click.option("-j", "--jobs", "jobs", type=int, help="Steps examined at once (default: twice the CPUs).")
 @click.option("--ratchet", "ratchet", help="No step may fall below its level in FILE; what rises is written there.")
 @click.option("--profile", "profile", help="Use [profiles.NAME].")
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
@@ -75,6 +78,7 @@ def command(
     context: click.Context,
     steps: tuple[str, ...],
     runs: int,
+    jobs: int | None,
     ratchet: str | None,
     profile: str | None,
     set_: tuple[str, ...],
@@ -83,6 +87,8 @@ def command(
     shared: Globals = context.obj
     if not 1 <= runs <= RUNS_MAX:
         raise UsageError(f"--runs is {runs}, not a number of runs from 1 to {RUNS_MAX}")
+    if jobs is not None and not 1 <= jobs <= JOBS_MAX:
+        raise UsageError(f"-j is {jobs}, not a number of jobs from 1 to {JOBS_MAX}")
     options = Options(shared.start, shared.environment, manifest=shared.file, profile=profile, sets=parse_sets(set_))
     site = find_site(options)
     store = open_site_store(site, read_only=True)
@@ -94,7 +100,9 @@ def command(
     with heeding_signals() as heed, Rerunner(site, store, planned.plan.roots) as rerunner:
         heed(rerunner.interrupt)
         work = _Work(shared, site, store, rerunner, runs)
-        lines = [work.line(name, find_known(store, name, memory), instances[name].limits) for name in chosen]
+        with ThreadPoolExecutor(jobs or 2 * len(os.sched_getaffinity(0))) as pool:
+            known = [find_known(store, name, memory) for name in chosen]
+            lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))
         code = _answer(shared, lines, fell, work.library, rerunner)
     named_in_vain = [line.name for line in lines if line.why_not] if steps else []
@@ -116,6 +124,7 @@ class _Work:
         self.library = find_clock_library()
         self.reading = Verdicts(store)
         self.writing: Verdicts | None = None
+        self.lock = threading.Lock()
 
     def line(self, name: str, known: Known | None, limits: Limits) -> Line:
         if known is None:
@@ -154,8 +163,9 @@ class _Work:
     def _settle(self, known: Known, examined: Examined) -> Level:
         verdict = settled(verdict_of(self.reading, known), examined)
         before = level_of(self.reading, known)
-        if self.writing is None:
-            self.writing = Verdicts(open_site_store(self.site))
+        with self.lock:
+            if self.writing is None:
+                self.writing = Verdicts(open_site_store(self.site))
         self.writing.keep(verdict)
         after = level_of(self.reading, known)
         if after < before:

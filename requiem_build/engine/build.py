@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from .. import __version__
 from ..core.digest import Digest
-from ..core.errors import Interrupted, RequiemError, UsageError
+from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
 from ..core.patterns import compile_pattern, is_pattern, unescape
@@ -396,7 +396,7 @@ class _Run:
         if self.signal is not None:
             report.exit_code = Interrupted(self.signal).exit_code
         else:
-            report.exit_code = 1 if failed else 0
+            report.exit_code = 1 if failed else self._refused()
         report.rested_on = {p: stamp for p, (stamp, _, _) in self.planned.evidence.items()} | stamps.seen
         report.duration_ms = round((time.monotonic() - self.started) * 1000)
         self._end_journal(ok=report.ok, exit_code=report.exit_code)
@@ -411,6 +411,18 @@ class _Run:
         if report.ok and not self.options.dry_run and not self.performer.ran_unremembered:
             noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps))
         return report
+
+    def _refused(self) -> int:
+        """The exit code of a build in which no step failed: 6 if one is not proven as far as the manifest demands."""
+        instances = self.planned.plan.instances
+        if self.options.dry_run or not any(instance.require for instance in instances.values()):
+            return 0
+        from .verdicts import shortfalls
+
+        self.report.refusals = shortfalls(self.store, instances, self.report.steps)
+        for refusal in self.report.refusals:
+            self.emit(Warned(refusal))
+        return Refused.exit_code if self.report.refusals else 0
 
     def _end_journal(self, *, ok: bool, exit_code: int) -> None:
         counts, when = self.report.counts(), now_text()

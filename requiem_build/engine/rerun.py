@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from .stamps import Stamps
 from .surroundings import Surroundings
 
 NO_LIMITS = Limits()
+AT_ONCE_MAX = 64
 
 
 class CannotRerun(Exception):
@@ -92,6 +94,7 @@ class Rerunner:
         self._roots = {self._surroundings.root_path(root): root for root in roots.values()}
         self._executors: dict[tuple[Perturbation, tuple[str, ...]], LocalExecutor] = {}
         self._signal: int | None = None
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Rerunner:
         return self
@@ -181,15 +184,14 @@ class Rerunner:
     def _executor(self, request: Request, perturbation: Perturbation) -> LocalExecutor:
         roots = tuple(os.path.join(self._site.root, path) for path in request.roots if path != SYSTEM_ROOT)
         key = (perturbation, roots)
-        if key not in self._executors:
 
-            def boot(asked: Request) -> Sandbox:
-                return boot_sandbox(asked, self._site, self._store, [*roots, self._scratch], perturbation)
+        def boot(asked: Request) -> Sandbox:
+            return boot_sandbox(asked, self._site, self._store, [*roots, self._scratch], perturbation)
 
-            self._executors[key] = LocalExecutor(
-                self.blobs, boot, workspace=self._site.root, jobs=len(os.sched_getaffinity(0)) * 4
-            )
-        return self._executors[key]
+        with self._lock:
+            if key not in self._executors:
+                self._executors[key] = LocalExecutor(self.blobs, boot, workspace=self._site.root, jobs=AT_ONCE_MAX)
+            return self._executors[key]
 
 
 def _of_request(request: Request, result: Result) -> Result:

@@ -6,18 +6,22 @@ import fnmatch
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..core.digest import Digest
 from ..core.errors import UnknownName
+from ..core.events import StepFinished
 from ..core.instance import Instance
 from ..core.request import Request, parse_request
-from ..core.verdict import Level, Verdict
+from ..core.verdict import Level, Verdict, parse_level, suffices
 from ..store.layout import Store
 from ..store.records import Kept
 from ..store.verdicts import Verdicts
 from .journal import now_text
 from .memory import Memory
-from .reproduce import Examined
+
+if TYPE_CHECKING:
+    from .reproduce import Examined
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +90,26 @@ def settled(verdict: Verdict, examined: Examined) -> Verdict:
         varied=tuple(varied),
         when=now_text(),
     )
+
+
+def shortfalls(store: Store, instances: Mapping[str, Instance], steps: Sequence[StepFinished]) -> list[str]:
+    """One line for each step that succeeded and is not proven as far as it must be."""
+    verdicts, found = Verdicts(store), []
+    for step in steps:
+        wanted = instances[step.name].require
+        if not wanted or step.state not in ("fresh", "hit", "ran"):
+            continue
+        kept = store.records.find(Digest(step.request_digest)) if step.request_digest else None
+        if kept is None or kept.result.digest != step.result_digest:
+            found.append(f'step "{step.name}" must be {wanted}, and it has no record')
+            continue
+        known = Known(step.name, parse_request(kept.request), kept)
+        level = level_of(verdicts, known)
+        if not suffices(level, parse_level(wanted)):
+            why = verdict_of(verdicts, known).caps(known.request, kept.record, socket.gethostname())
+            found.append(f'step "{step.name}" must be {wanted}, and is {level}{_because(why)}')
+    return found
+
+
+def _because(reasons: Sequence[str]) -> str:
+    return f" ({'; '.join(reasons)})" if reasons else ""

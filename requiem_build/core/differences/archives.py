@@ -15,7 +15,7 @@ MEMBERS_MAX = 100_000
 Compare = Callable[[bytes, bytes], list[Difference]]
 
 _BETRAYS = {"mtime": "clock", "mode": "umask", "uid": "uid and HOME", "gid": "uid and HOME", "uname": "uid and HOME"}
-_BETRAYS["gname"] = "uid and HOME"
+_BETRAYS |= {"gname": "uid and HOME", "atime": "clock", "ctime": "clock"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def read_tar(content: bytes) -> list[Member]:
     if len(content) < 512 or content[257:262] != b"ustar":
         raise NotThisFormat
     members: list[Member] = []
-    at, long_name = 0, ""
+    at, extended = 0, dict[str, str]()
     while at + 512 <= len(content) and len(members) < MEMBERS_MAX:
         head = content[at : at + 512]
         if not any(head):
@@ -79,14 +79,13 @@ def read_tar(content: bytes) -> list[Member]:
         at += 512 + (size + 511) // 512 * 512
         kind = head[156:157]
         if kind == b"L":
-            long_name = body.rstrip(b"\0").decode("utf-8", "replace")
+            extended["path"] = body.rstrip(b"\0").decode("utf-8", "replace")
+            continue
+        if kind in b"xg":
+            extended |= _pax_fields(body)
             continue
         prefix = _text(head[345:500]) if head[257:265] == b"ustar\x0000" else ""
-        name = long_name or (f"{prefix}/" if prefix else "") + _text(head[:100])
-        long_name = ""
-        if kind in b"xg":
-            members.append(Member(f"pax header {len(members)}", body))
-            continue
+        name = extended.pop("path", "") or (f"{prefix}/" if prefix else "") + _text(head[:100])
         facts = {
             "mode": f"{_octal(head[100:108]):o}",
             "uid": str(_octal(head[108:116])),
@@ -96,9 +95,22 @@ def read_tar(content: bytes) -> list[Member]:
             "link": _text(head[157:257]),
             "uname": _text(head[265:297]),
             "gname": _text(head[297:329]),
+            **extended,  # A pax header speaks for the fields that it names, with more digits.
         }
+        extended = {}
         members.append(Member(name, body, facts))
     return members
+
+
+def _pax_fields(body: bytes) -> dict[str, str]:
+    """The records `LENGTH key=value` of a pax header."""
+    found, at = {}, 0
+    while at < len(body) and b" " in body[at : at + 20]:
+        length = int(body[at:].split(b" ", 1)[0])
+        key, _, value = body[at : at + length].split(b" ", 1)[-1].rstrip(b"\n").partition(b"=")
+        found[key.decode("utf-8", "replace")] = value.decode("utf-8", "replace")
+        at += max(length, 1)
+    return found
 
 
 def _text(field_bytes: bytes) -> str:
