@@ -24,6 +24,8 @@ from .rerun import NO_LIMITS, CannotRerun, Rerunner
 from .trials import AGAIN, Trial, fix_for, hold_all, holds, trials
 
 SAME, DIFFERS = "same", "differs"
+HELD_RUNS = 3
+"""Two runs of a race agree too often by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,24 +214,18 @@ class _Examination:
     # Unsteady items: what makes them agree?
 
     def _hold(self) -> dict[str, tuple[str, ...]]:
-        """Two runs, at different seconds, with one thing held still; then with all of them."""
-        pairs: dict[tuple[str, ...], list[Items]] = {}
+        """Three runs, at different seconds, with one thing held still; then with all of them."""
+        held: dict[tuple[str, ...], list[Items]] = {}
         wanted: list[tuple[tuple[str, ...], Perturbation]] = [((name,), here) for name, here in holds(self.library)]
         wanted.append((tuple(names[0] for names, _ in wanted), hold_all(self.library)))
-        for _ in range(2):
+        for _ in range(HELD_RUNS):
             next_second()
             for causes, here in wanted:
                 try:
-                    pairs.setdefault(causes, []).append(self._run(here, f"held: {', '.join(causes)}"))
+                    held.setdefault(causes, []).append(self._run(here, f"held: {', '.join(causes)}"))
                 except (CannotRerun, EnvironmentFault):
                     self.rerunner.raise_if_interrupted()
-        explained: dict[str, tuple[str, ...]] = {}
-        for name in self.unsteady:
-            for causes, results in pairs.items():
-                if len(results) == 2 and _agree(name, results[0], results[1]):
-                    explained[name] = causes
-                    break
-        return explained
+        return {name: causes for name in self.unsteady if (causes := _explaining(name, held))}
 
     # What it comes to
 
@@ -237,11 +233,11 @@ class _Examination:
         for name in sorted(self.unsteady):
             now = self.unsteady[name]
             self._add(name, causes.get(name, ()), self.base if name in self.base else self.recorded, now)
-        for name in sorted(self.drifted):
-            known = tuple(trial.name for trial, _, _ in self.found.pop(name, []) if not trial.held)
+        for name in sorted(self.drifted.keys() - self.unsteady.keys()):
+            known = tuple(trial.name for trial, _, _ in self.found.get(name, []) if not trial.held)
             note = "it gives the same each time now, and not what was recorded"
             self._add(name, known, self.recorded, self.drifted[name], note=note)
-        for name in sorted(self.found):
+        for name in sorted(self.found.keys() - self.unsteady.keys() - self.drifted.keys()):
             tried = self.found[name]
             loose = [each for each in tried if not each[0].held]
             shown = (loose or tried)[0]
@@ -270,6 +266,14 @@ class _Examination:
                 after,
             )
         )
+
+
+def _explaining(name: str, held: dict[tuple[str, ...], list[Items]]) -> tuple[str, ...]:
+    """The first thing that, held still, makes all runs agree on an item; nothing if none does."""
+    for causes, results in held.items():
+        if len(results) == HELD_RUNS and all(_agree(name, results[0], other) for other in results[1:]):
+            return causes
+    return ()
 
 
 def _agree(name: str, one: Items, other: Items) -> bool:

@@ -91,6 +91,7 @@ _FIXES = {
     CLOCK: "use $SOURCE_DATE_EPOCH, which every step has, instead of the present time",
     RANDOMNESS: "give the tool a fixed seed",
     PARALLELISM: "collect what runs side by side in a fixed order, or use one thread",
+    "order": "write in a fixed order: a race or a random choice decides it now",
     "cpu count": "give the number of jobs or threads, and collect results in a fixed order",
     "directory order": "sort the names before use: sort, sorted(os.listdir()), tar --sort=name",
     "address layout": "do not write or sort by addresses (id(), %p, default repr)",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CLOCK, RANDOM, PARALLEL = {"clock"}, {"randomness"}, {"parallelism", "cpu count"}
+CLOCK, RANDOM, PARALLEL = {"clock"}, {"randomness"}, {"parallelism", "cpu count", "order"}
 BOTH = CLOCK | RANDOM | PARALLEL
 
 
@@ -101,7 +101,7 @@ EACH_TIME = [
     ),
     kind("key", "openssl rand -hex 16 > out", BOTH, tools="openssl"),
     kind("nonce-dev-random", "head -c 8 /dev/random | od -An -tx1 > out", RANDOM),
-    kind("shuffle", "seq 50 | shuf > out", RANDOM),
+    kind("shuffle", "seq 50 | shuf > out", RANDOM | {"order"}),
     kind("temporary-name", "mktemp -u > out", BOTH),
 ]
 

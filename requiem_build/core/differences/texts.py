@@ -23,9 +23,13 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\b", re.I)
 
 
+_HEX = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,}\b", re.I)
+_KINDS = (("randomness", _UUID), ("address layout", _ADDRESS), ("clock", _CLOCK), ("randomness", _HEX))
+
+
 def betrayed(then: str, now: str) -> str:
     """What usually makes two such texts differ, by what stands in both."""
-    for kind, pattern in (("randomness", _UUID), ("address layout", _ADDRESS), ("clock", _CLOCK)):
+    for kind, pattern in _KINDS:
         here, there = (tuple(match.group() for match in pattern.finditer(text)) for text in (then, now))
         if here and here != there:
             return kind
