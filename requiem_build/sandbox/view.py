@@ -198,7 +198,7 @@ def _plan_system(host: Host, network: str, here: Perturbation) -> list[Operation
 
 
 def _plan_clock(here: Perturbation) -> list[Operation]:
-    """Another clock for every program that is dynamically linked, without a trace in its environment."""
+    """Another clock for every program that is dynamically linked."""
     if here.clock is None:
         return []
     return [
