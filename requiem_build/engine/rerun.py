@@ -31,6 +31,7 @@ from ..sandbox.system import lookup, system_digest
 from ..store.files import Scratch
 from ..store.layout import Store
 from ..store.objects import Objects
+from ..store.place import Place
 from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
 from .surroundings import Surroundings
@@ -48,26 +49,30 @@ class Beside(Objects):
 
     def __init__(self, first: Objects, own: Path) -> None:
         Store(own)  # Makes what a store consists of.
-        super().__init__(f"{own}/v2", Scratch(f"{own}/v2/tmp"))
+        super().__init__(Place(f"{own}/v2", Scratch(f"{own}/v2/tmp")))
         self._first = first
 
-    def has(self, digest: Digest) -> bool:
-        return super().has(digest) or self._first.has(digest)
+    def size(self, digest: Digest) -> int | None:
+        own = super().size(digest)
+        return self._first.size(digest) if own is None else own
+
+    def _is_own(self, digest: Digest) -> bool:
+        return super().size(digest) is not None
 
     def get(self, digest: Digest, *, size_max: int | None = None) -> bytes:
-        if super().has(digest):
+        if self._is_own(digest):
             return super().get(digest, size_max=size_max)
         return self._first.get(digest, size_max=size_max)
 
     def copy_to(self, digest: Digest, fd: int) -> None:
-        if super().has(digest):
+        if self._is_own(digest):
             super().copy_to(digest, fd)
         else:
             self._first.copy_to(digest, fd)
 
     def file(self, digest: Digest) -> str:
         """A plain file. What the store keeps compressed or cannot be bound is first copied to our own side."""
-        if not super().has(digest):
+        if not self._is_own(digest):
             with contextlib.suppress(EnvironmentFault):
                 return self._first.file(digest)
             with tempfile.TemporaryFile() as plain:
