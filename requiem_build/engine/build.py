@@ -419,6 +419,7 @@ class _Run:
             return 0
         from .verdicts import shortfalls
 
+        self.remember()  # What is not published yet has earned nothing.
         self.report.refusals = shortfalls(self.store, instances, self.report.steps)
         for refusal in self.report.refusals:
             self.emit(Warned(refusal))

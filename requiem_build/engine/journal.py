@@ -19,7 +19,7 @@ from ..core.instance import Plan
 from ..store.layout import Store
 
 PACKED_MAX = 16 * 1024 * 1024
-"""A larger journal is stored as it is: it would have to be in memory to be compressed."""
+"""A larger journal never lies in memory as a whole: it is stored as it is, and read through a pipe."""
 
 
 def new_run_id() -> str:
@@ -110,6 +110,9 @@ def journal_lines(store: Store, journal: Digest) -> Iterator[bytes]:
 
     Raises MissingObject or CorruptObject, at the latest then. A line beyond 64 MiB comes in pieces.
     """
+    if (store.objects.size(journal) or 0) <= PACKED_MAX:
+        yield from store.objects.get(journal).removesuffix(b"\n").split(b"\n")
+        return
     reader, writer = os.pipe()
     failure: list[RequiemError] = []
 
