@@ -79,7 +79,7 @@ def command(
     )
     report = run_build(options, shared)
     if timeline is not None:
-        from .cas import open_store
+        from .cas_store import open_store
         from .timeline import write_timeline
 
         write_timeline(shared, open_store(shared, read_only=True), report.run, timeline)

@@ -15,7 +15,7 @@ from ..engine.replay import Replayed, find_run, replay
 from ..engine.site import Site, find_site, question_of
 from ..store.layout import Store
 from .build import heeding_signals
-from .cas import open_store
+from .cas_store import open_store
 from .console import plain, write_err, write_out
 from .globals import Globals
 
