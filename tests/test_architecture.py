@@ -20,8 +20,9 @@ HOMES = {
     | {f"cli/cas_{name}.py" for name in ("bytes", "care", "look", "migrate")}
     | {
         f"cli/{name}.py"
-        for name in ("attest", "inspect", "keys", "listing", "pack", "sbom", "unpack", "version", "watch")
-    },
+        for name in ("attest", "inspect", "keys", "listing", "pack", "replay", "reproduce", "sbom", "unpack", "version")
+    }
+    | {"cli/watch.py"},
     "cryptography": {"store/keys.py"},
     "rich": {"cli/console.py"},
     "zstandard": {"store/encoding.py"},

@@ -25,7 +25,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.userns
-@pytest.mark.parametrize("page", ["start.md", "store.md"])
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("page", ["start.md", "store.md", "proof.md"])
 def test_the_guides_sessions_run_as_shown(project: Project, tmp_path: Path, page: str) -> None:
     command = tmp_path / "bin/requiem"
     command.parent.mkdir()

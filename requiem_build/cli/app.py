@@ -23,6 +23,8 @@ COMMANDS = {
     "watch": ("watch", "command"),
     "list": ("listing", "command"),
     "log": ("inspect", "log"),
+    "replay": ("replay", "command"),
+    "reproduce": ("reproduce", "command"),
     "clean": ("clean", "command"),
     "doctor": ("doctor", "command"),
     "init": ("init", "command"),
@@ -32,7 +34,6 @@ COMMANDS = {
     "sbom": ("sbom", "command"),
     "pack": ("pack", "command"),
     "unpack": ("unpack", "command"),
-    "replay": ("unpack", "replay"),
     "cas": ("cas", "command"),
 }
 PLUMBING = {
@@ -42,7 +43,7 @@ PLUMBING = {
     "canonical": ("inspect", "canonical"),
     "version": ("version", "command"),
 }
-LATER = frozenset({"add", "graph", "import", "observe"} | {"report", "reproduce", "shell", "tighten", "why"})
+LATER = frozenset({"add", "graph", "import", "observe", "report", "shell", "tighten", "why"})
 
 
 class Commands(click.Group):

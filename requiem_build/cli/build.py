@@ -37,7 +37,7 @@ JOBS_MAX = 4096
 @click.option("--profile", "profile", help="Use [profiles.NAME].")
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
 @click.option("--tag", "tag", multiple=True, help="Only steps with this tag.")
-@click.option("--timeline", "timeline", hidden=True)
+@click.option("--timeline", "timeline", help="Write what ran when to FILE, for Perfetto or chrome://tracing.")
 @click.option("--no-wait", "no_wait", is_flag=True, help="Exit with 5 if another build holds the workspace.")
 @click.pass_context
 def command(
@@ -58,10 +58,8 @@ def command(
     no_wait: bool,
 ) -> int:
     """Build what is needed."""
-    if timeline is not None:
-        from ..core.errors import NotBuiltYet
-
-        raise NotBuiltYet("--timeline")
+    if timeline is not None and dry_run:
+        raise UsageError("--timeline shows what ran, and with -n nothing runs")
     shared: Globals = context.obj
     options = make_options(
         shared,
@@ -80,6 +78,11 @@ def command(
         wait=not no_wait,
     )
     report = run_build(options, shared)
+    if timeline is not None:
+        from .cas_store import open_store
+        from .timeline import write_timeline
+
+        write_timeline(shared, open_store(shared, read_only=True), report.run, timeline)
     if shared.json:
         write_out(json.dumps(report.as_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     with suppress(KeyboardInterrupt):  # The build is over and has been told: this may be left for the next one.

@@ -181,6 +181,9 @@ class Console:
             write_err(f"would build: {told or 'nothing'}\n")
         elif report.exit_code >= 128:
             write_err(f"interrupted: {told or 'nothing done'}\n")
+        elif report.refusals:
+            write_err(self._paint("refused", "31;1") + f": {told}; not proven as far as the manifest demands\n")
+            write_err("  hint: requiem reproduce\n")
         elif not report.ok:
             write_err(self._paint("failed", "31;1") + f": {told} in {duration(report.duration_ms)}\n")
         elif counts["fresh"] == counts["total"]:

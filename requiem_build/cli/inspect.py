@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..store.seals import Seen
 
 SCHEMAS = (
-    *("manifest", "request", "result", "record", "meta", "event", "report", "version"),
+    *("manifest", "request", "result", "record", "meta", "event", "report", "replay", "reproduce", "version"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
     *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle"),
 )

@@ -1,4 +1,4 @@
-"""`requiem unpack FILE`, and `requiem replay FILE`: what another machine packed, filed into a store or only checked."""
+"""`requiem unpack FILE` and `requiem replay FILE`: what another machine packed, filed into a store or only checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import click
 
-from ..core.errors import EnvironmentFault, IntegrityError, NotBuiltYet, UsageError
+from ..core.errors import EnvironmentFault, IntegrityError, UsageError
 from ..engine.settings import load_settings
 from ..engine.trust import Trust, keys_of, load_trust
 from ..engine.unpacking import replay_bundle, unpack
@@ -71,17 +71,6 @@ def command(context: click.Context, file: str) -> None:
     by = f", packed by {', '.join(map(plain, done.signers))}" if done.signers else ""
     unsigned = f" ({done.untrusted} signed by nobody you know)" if done.untrusted else ""
     write_err(f"unpacked run {done.contents.run}: {done.objects} objects, {done.records} records{unsigned}{by}\n")
-
-
-@click.command("replay")
-@click.argument("run")
-@click.pass_context
-def replay(context: click.Context, run: str) -> int:
-    """Check a bundle offline: every byte, digest, record and signature. Exit 3 if anything is wrong."""
-    shared: Globals = context.obj
-    if not is_bundle(shared, run):
-        raise NotBuiltYet(f'replay of the run "{run}"', hint="requiem pack RUN -o FILE, then requiem replay FILE")
-    return replay_file(shared, run)
 
 
 def is_bundle(shared: Globals, name: str) -> bool:

@@ -74,6 +74,8 @@ class Instance:
     pool: str | None = None
     lock: tuple[str, ...] = ()
     salt: str = ""
+    require: str = ""
+    """The level that its result must have earned for a build to end well; outside the key."""
     late: str = ""
     """JSON of the unrendered command and its variables, when the command needs `late` inputs; else empty."""
 

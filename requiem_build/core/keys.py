@@ -19,6 +19,7 @@ from .kinds import (
     ENVIRONMENT,
     ENVIRONMENT_NAMES,
     FILES,
+    LEVEL,
     NAME,
     NAMES,
     PATHS,
@@ -110,7 +111,7 @@ STEP: Mapping[str, Key] = {
         "[]",
         templates=True,
     ),
-    "require": Key(ANYTHING, "Conditions on results.", later=True, now=([], {})),
+    "require": Key(LEVEL, "How far its result must be proven for a build to end well."),
 }
 
 PROJECT: Mapping[str, Key] = {

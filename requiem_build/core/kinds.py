@@ -330,6 +330,21 @@ def choice(choices: tuple[str, ...]) -> Kind:
     return Kind("one of " + ", ".join(choices), _one_of(choices), {"enum": list(choices)})
 
 
+_LEVEL = r"confined|reproduced(\([1-9][0-9]{0,5}\))?|reproduced-elsewhere"
+
+
+def _level(value: Any) -> Problem | None:
+    wanted = "confined, reproduced, reproduced(N) or reproduced-elsewhere"
+    if type(value) is not str:
+        return _wants(wanted, value)
+    return None if re.fullmatch(_LEVEL, value) else Problem(f"wants {wanted}, not {quoted(value)}")
+
+
+LEVEL = Kind(
+    "`confined`, `reproduced`, `reproduced(N)` or `reproduced-elsewhere`",
+    _level,
+    {"pattern": f"^({_LEVEL})$", "type": "string"},
+)
 SIZE = size(1)
 SIZE_OR_NOTHING = size(0)
 COUNT = count(1)

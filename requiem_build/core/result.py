@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -162,6 +162,11 @@ class Record:
     discovered: tuple[str, ...] | None = None
     asserted: tuple[str, ...] = ()
     signatures: tuple[Mapping[str, object], ...] = ()
+
+    @cached_property
+    def digest(self) -> Digest:
+        """Names the claim: the `cas:` digest of its canonical bytes without signatures, which may be added later."""
+        return object_digest((replace(self, signatures=()) if self.signatures else self).encoded)
 
     def as_json(self) -> dict[str, object]:
         return {

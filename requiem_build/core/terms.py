@@ -56,6 +56,7 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
         retries=values.get("retries", 0),
         pool=link.pool,
         lock=link.lock,
+        require=values.get("require", ""),
         late=link.late,
     )
 

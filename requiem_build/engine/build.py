@@ -6,13 +6,13 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 
 from .. import __version__
 from ..core.digest import Digest
-from ..core.errors import Interrupted, UsageError
+from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
 from ..core.patterns import compile_pattern, is_pattern, unescape
@@ -27,7 +27,7 @@ from ..store.outbox import Outbox
 from . import memory as memories
 from . import noop, plans, schedule
 from .evidence import Outputs
-from .journal import Journal, new_run_id, now_text
+from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
 from .layout import Layout, tracked_by_git
 from .lock import workspace_lock
 from .options import Options
@@ -112,6 +112,7 @@ class _Run:
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
+        self.started_when = now_text()
         self.host = os.uname().nodename
         self.outbox: Outbox | None = None
         self.trust = trust_of(site, options)
@@ -145,14 +146,35 @@ class _Run:
         self.memory = memories.load(site.dot, site.seal)
         question = question_of(site, options)
         self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
-        plan = self.planned.plan
         self.store = open_store(site, self.planned.store_settings)
         self.view = self.store if self.trust is None else self.trust.view(self.store)
         self.outbox = self.view.outbox
         if not options.dry_run:
-            self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp", f"{self.run_id}.jsonl"))
-        self.emit(RunStarted(self.run_id, options.mode, __version__, options.targets))
-        self.emit(PlanMade(len(plan.instances), self.planned.manifest))
+            self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp"))
+            keep_manifest(site.root, self.planned.manifest, self.store)
+        with self._journaled():
+            return self._run(question, on_start)
+
+    @contextmanager
+    def _journaled(self) -> Iterator[None]:
+        """Whatever ends the run, its journal ends too, and is listed."""
+        try:
+            yield
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, RequiemError) else RequiemError.exit_code
+            if self.journal is not None and isinstance(error, RequiemError):
+                self.journal(Warned(error.what))
+            with suppress(RequiemError):  # The error that ended the run is the one to tell of.
+                self._end_journal(ok=False, exit_code=code)
+            raise
+
+    def _run(self, question: plans.Question, on_start: OnStart) -> Report:
+        options, site, plan = self.options, self.site, self.planned.plan
+        self.emit(
+            RunStarted(self.run_id, options.mode, __version__, options.targets, site.workspace_id, self.started_when)
+        )
+        self.places = places_of(plan)
+        self.emit(PlanMade(len(self.places), self.planned.manifest))
         for warning in plan.warnings:
             self.emit(Warned(warning))
         blobs = Blobs(self.store.objects)
@@ -313,18 +335,21 @@ class _Run:
             if plan.instances[name].is_group:
                 return
             finished[name] = event
-            self.emit(event)
+            place, needs = self.places[name]
+            self.emit(replace(event, place=place, needs=needs))
 
-        schedule.Schedule(
-            plan,
-            Frontier(plan, self._priority()),
-            performer.begin,
-            workers=1 if self.options.mode == "repro" or self.options.dry_run else self.jobs() + OVERLAP,
-            keep_going=self.options.keep_going or self.options.dry_run,
-            settled=settled,
-            stop=self.stop,
-        ).run()
-        self.report.steps = [finished[name] for name in plan.instances if name in finished]
+        try:
+            schedule.Schedule(
+                plan,
+                Frontier(plan, self._priority()),
+                performer.begin,
+                workers=1 if self.options.mode == "repro" or self.options.dry_run else self.jobs() + OVERLAP,
+                keep_going=self.options.keep_going or self.options.dry_run,
+                settled=settled,
+                stop=self.stop,
+            ).run()
+        finally:  # Also of a run that could not go on: its journal counts what was done.
+            self.report.steps = [finished[name] for name in plan.instances if name in finished]
 
     def _why_skipped(self) -> str:
         return "interrupted" if self.signal is not None else "a step failed"
@@ -378,24 +403,10 @@ class _Run:
         if self.signal is not None:
             report.exit_code = Interrupted(self.signal).exit_code
         else:
-            report.exit_code = 1 if failed else 0
+            report.exit_code = 1 if failed else self._refused()
         report.rested_on = {p: stamp for p, (stamp, _, _) in self.planned.evidence.items()} | stamps.seen
         report.duration_ms = round((time.monotonic() - self.started) * 1000)
-        self.emit(RunFinished(report.ok, report.exit_code, report.counts()))
-        journal = None if self.journal is None else self.journal.keep(self.store)
-        self.remember()
-        if self.journal is not None:
-            self.journal.finish(
-                self.store,
-                journal,
-                {
-                    "counts": report.counts(),
-                    "exit_code": report.exit_code,
-                    "ok": report.ok,
-                    "when": now_text(),
-                    "workspace": self.site.workspace_id,
-                },
-            )
+        self._end_journal(ok=report.ok, exit_code=report.exit_code)
         if not self.options.dry_run:
             report.upkeep = Upkeep(
                 self.store,
@@ -408,3 +419,26 @@ class _Run:
             rested_on = self.trust.paths() if self.trust is not None else []
             noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps), rested_on)
         return report
+
+    def _refused(self) -> int:
+        """The exit code of a build in which no step failed: 6 if one is not proven as far as the manifest demands."""
+        instances = self.planned.plan.instances
+        if self.options.dry_run or not any(instance.require for instance in instances.values()):
+            return 0
+        from .verdicts import shortfalls
+
+        self.remember()  # What is not published yet has earned nothing.
+        self.report.refusals = shortfalls(self.store, instances, self.report.steps)
+        for refusal in self.report.refusals:
+            self.emit(Warned(refusal))
+        return Refused.exit_code if self.report.refusals else 0
+
+    def _end_journal(self, *, ok: bool, exit_code: int) -> None:
+        counts, when = self.report.counts(), now_text()
+        self.emit(RunFinished(ok, exit_code, counts, when))
+        kept = None if self.journal is None else self.journal.keep(self.store)
+        self.remember()
+        if self.journal is not None:
+            summary = {"counts": counts, "exit_code": exit_code, "ok": ok, "when": when}
+            self.journal.finish(self.store, kept, {**summary, "workspace": self.site.workspace_id})
+            self.journal = None

@@ -32,6 +32,7 @@ class Remembered:
     """Whether the store was given the record: only then may it be restored from the store."""
     trust: str = ""
     """The hit policy's digest under which it was run or accepted; what was accepted under another is asked again."""
+    record_digest: str | None = None
 
 
 @dataclass(slots=True)
@@ -67,6 +68,7 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
             step.warnings,
             step.recorded,
             step.trust,
+            step.record_digest,
         )
         for name, step in memory.steps.items()
     }
@@ -74,6 +76,6 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
 
 
 def _remembered(row: Any) -> Remembered:
-    request, result, outputs, duration_ms, discovered, variant, warnings, recorded, trust = row
+    request, result, outputs, duration_ms, discovered, variant, warnings, recorded, trust, record = row
     entries = {path: unpack(packed) for path, packed in outputs.items()}
-    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded, trust)
+    return Remembered(request, result, entries, duration_ms, discovered, variant, warnings, recorded, trust, record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
@@ -36,6 +37,12 @@ def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[objec
 
 def _path(dot: str) -> str:
     return os.path.join(dot, "noop")
+
+
+def forget(site: Site) -> None:
+    """The next build looks at everything."""
+    with suppress(OSError):
+        os.unlink(_path(site.dot))
 
 
 def remember(

@@ -50,6 +50,8 @@ class Built:
     """The step of this run that asked the same and was answered first."""
     recorded: bool = True
     """Whether the store has the record."""
+    filed: Record | None = None
+    """The record that the store keeps of this result; another one than `record` if it was known before."""
 
 
 class Rebuilder(Protocol):
@@ -73,7 +75,7 @@ def find(store: Store, blobs: Blobs, request: Request, offered: Mapping[str, Ent
     for candidate in candidates:
         kept = store.records.find(candidate.digest)
         if kept is not None and _is_whole(store, blobs, kept.result):
-            return Built(candidate, kept.result, kept.record, None)
+            return Built(candidate, kept.result, kept.record, None, filed=kept.record)
     return None
 
 
@@ -122,14 +124,13 @@ class Always:
                 break
         wanted.still_true()
         record = self._make_record(ran, wanted)
-        diverged = False
+        diverged, filed = False, None
         if ran.ok and self._publish and wanted.remember:  # A failure is reported, never remembered.
             path_set = None if ran.discovered is None else (wanted.request.digest, ran.discovered)
             kept = self._store.outbox.add(ran.request, ran.result, record, path_set)
             diverged = kept.result.digest != ran.result.digest
-        return Built(
-            ran.request, ran.result, record, ran, diverged, recorded=self._publish and wanted.remember and not diverged
-        )
+            filed = None if diverged else kept.record
+        return Built(ran.request, ran.result, record, ran, diverged, recorded=filed is not None, filed=filed)
 
 
 class Cached:

@@ -24,6 +24,8 @@ class Report:
     dry_run: bool = False
     steps: list[StepFinished] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    """Steps that are not proven as far as the manifest demands; they are among the warnings too."""
     exit_code: int = 0
     duration_ms: int = 0
     rested_on: Mapping[str, Stamp] = field(default_factory=dict)

@@ -30,7 +30,7 @@ else:
         return blake3(body, key=key).digest()
 
 
-FORMAT = 4
+FORMAT = 14
 """Raised whenever what any of these files holds changes its shape."""
 
 _MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()

@@ -14,6 +14,7 @@ from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
 from ..core.request import Request
 from ..sandbox.base import Sandbox
+from ..sandbox.perturbation import STILL, Perturbation
 from ..store.durability import BATCH
 from ..store.growth import SIZE_MAX
 from ..store.layout import Store
@@ -149,15 +150,22 @@ def clear_scratch(dot: str) -> None:
                     os.unlink(item.path)
 
 
-def boot_sandbox(request: Request, site: Site, store: Store, roots: list[str]) -> Sandbox:
-    """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one."""
+def boot_sandbox(
+    request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation = STILL
+) -> Sandbox:
+    """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one.
+
+    Only `strict` can be perturbed.
+    """
     level = request.policy.sandbox
     if level == "strict":
         from ..sandbox.linux import StrictSandbox
 
         for left in (2, 1, 0):
             try:
-                return StrictSandbox(roots=roots, store=str(store.root), network=request.policy.network)
+                return StrictSandbox(
+                    roots=roots, store=str(store.root), network=request.policy.network, perturbation=perturbation
+                )
             except SandboxUnavailable as error:
                 if left == 0 or not any("ENOENT" in told and str(store.root) in told for _, told in error.facts):
                     raise  # Else the store was deleted at this very moment: without one it boots as well.

@@ -277,6 +277,7 @@ class Performer:
                 reason="up to date" if state == "fresh" else "restored from the store",
                 outputs=instance.outputs,
                 warnings=remembered.warnings,
+                record_digest=remembered.record_digest,
             ),
             replace(remembered, variant=self.variant),
         )
@@ -447,6 +448,9 @@ class Performer:
             stdout_digest=result.stdout.digest,
             stderr_digest=result.stderr.digest,
             record=built.record.as_json() if built.record is not None and ran is not None else None,
+            record_digest=built.filed.digest if built.filed is not None else None,
+            request=None if built.filed is not None else built.request.as_json(),
+            result=None if built.filed is not None else result.as_json(),
         )
         if failure:
             return Outcome(False, {}, finished, built=built)
@@ -472,6 +476,7 @@ class Performer:
             tuple(w for w in finished.warnings if w.startswith("captured output")),
             recorded=built.recorded,
             trust=self.trust,
+            record_digest=built.filed.digest if built.filed is not None else None,
         )
 
     def _hints(self, instance: Instance, inputs: Inputs, built: Built, offered: Mapping[str, Entry]) -> tuple[str, ...]:

@@ -219,6 +219,10 @@ class LocalExecutor:
             undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
         if discovered is not None:
             final = request.with_discovered(discovered_now(discovered, offered))
+            for path in discovered:
+                named = _named_in_discovered(path, offered)
+                if named is not None:  # Every digest in a request is that of an object: a replay needs nothing else.
+                    self.blobs.put(named)
         result = make_result(
             final,
             exit_code=finished.exit_code,
@@ -294,18 +298,20 @@ def discovered_now(paths: tuple[str, ...], offered: Mapping[str, Entry]) -> dict
     """The path set filled with what stands there now: digests, or `absent`."""
     found: dict[str, str] = {}
     for path in paths:
-        if path == LISTING:
-            found[path] = object_digest(canonical.encode_plain(by_bytes(set(offered))))
-            continue
+        named = _named_in_discovered(path, offered)
         entry = offered.get(path)
-        match entry:
-            case None:
-                found[path] = "absent"
-            case File():
-                found[path] = entry.digest
-            case _:
-                found[path] = object_digest(canonical.encode_plain(entry.as_input()))
+        found[path] = (
+            object_digest(named) if named is not None else entry.digest if isinstance(entry, File) else "absent"
+        )
     return found
+
+
+def _named_in_discovered(path: str, offered: Mapping[str, Entry]) -> bytes | None:
+    """What a path set's digest names where that is no file's content: the list of all, a link or a directory."""
+    if path == LISTING:
+        return canonical.encode_plain(by_bytes(set(offered)))
+    entry = offered.get(path)
+    return None if entry is None or isinstance(entry, File) else canonical.encode_plain(entry.as_input())
 
 
 def describe(finished: Finished, limits: Limits) -> str:

@@ -183,6 +183,12 @@ class Boot:
         elif os.path.lexists(place):
             syscalls.mount("/dev/null", place, flags=syscalls.MS_BIND)
 
+    def cover(self, path: str, content: bytes) -> None:
+        """Other content for a file of /proc."""
+        self.file("/cover", content)
+        syscalls.mount("cover", _relative(path), flags=syscalls.MS_BIND)
+        os.unlink("cover")
+
     def date(self, mtime_ns: int) -> None:
         """What was made for the view looks the same each day. What was mounted into it keeps its own dates."""
         own = os.lstat(".").st_dev

@@ -19,6 +19,7 @@ from .attendant import Attendant
 from .base import Finished, Job
 from .ending import name_ending
 from .layout import plan_rlimits
+from .perturbation import STILL, Perturbation, perturbed_environment
 from .seccomp import make_filter
 from .view import (
     INPUT_MTIME_NS,
@@ -43,28 +44,36 @@ class StrictSandbox:
     `roots` and `store` are the absolute host directories (or files) from which any job may be shown
     something. One that does not exist yet, or is replaced later, costs a new worker when a job needs it.
     `network` is `none` or `host`, for all jobs of this sandbox. What a job sees is the same by both means: a view
-    of its own, or, for small inputs, one that was reset and verified (`reused.py`) unless `reuse` is False.
+    of its own, or, for small inputs, one that was reset and verified (`reused.py`) unless `reuse` is False. A
+    `perturbation` is for results that are thrown away: each job then has a view of its own.
     """
 
     level = "strict"
 
     def __init__(
-        self, *, roots: Iterable[str] = (), store: str | None = None, network: str = "none", reuse: bool = True
+        self,
+        *,
+        roots: Iterable[str] = (),
+        store: str | None = None,
+        network: str = "none",
+        reuse: bool = True,
+        perturbation: Perturbation = STILL,
     ) -> None:
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
         self._wanted = sorted({os.path.normpath(path) for path in wanted})
         assert all(path.startswith("/") for path in self._wanted)
         self._network = network
-        self._reuse = reuse
+        self._here = perturbation
+        self._reuse = reuse and perturbation == STILL
         self._host = _require_host()
-        self._filter = make_filter(self._host.machine)
+        self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
         self._fresh: Attendant | None = None
         self._reused: Attendant | None = None
         self._spare: Spare | None = None
         self._areas: dict[str, tuple[int, int]] = {}
         self._closed = False
-        if reuse:
+        if self._reuse:
             self._reused = self._boot_reused()
         else:
             self._boot_fresh()
@@ -99,7 +108,8 @@ class StrictSandbox:
             attendant, answer, workspace = self._run_reused(job)
         else:
             attendant = self._current(job)
-            answer, workspace = attendant.run(_message(job, plan_job(job, list(self._areas), self._host.landlock)))
+            plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
+            answer, workspace = attendant.run(_message(job, plan, self._here))
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
@@ -165,7 +175,7 @@ class StrictSandbox:
             self._fresh.end()
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
-        plan = plan_boot(self._host, list(self._areas), self._network)
+        plan = plan_boot(self._host, list(self._areas), self._network, here=self._here)
         self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None})
 
     def _boot_reused(self) -> Attendant:
@@ -217,12 +227,12 @@ def _boot(setup: Mapping[str, Any]) -> Attendant:
     return attendant
 
 
-def _message(job: Job, operations: list[Operation]) -> dict[str, Any]:
+def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) -> dict[str, Any]:
     return {
         "operations": operations,
         "command": list(job.command),
-        "env": dict(job.env),
-        "cwd": WORKSPACE if job.cwd == "." else f"{WORKSPACE}/{job.cwd}",
+        "env": dict(job.env) if here is STILL else perturbed_environment(job.env, here),
+        "cwd": here.workspace if job.cwd == "." else f"{here.workspace}/{job.cwd}",
         "rlimits": plan_rlimits(job.limits),
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,

@@ -89,6 +89,7 @@ _ENOSYS_CALLS: dict[str, tuple[int | None, int | None]] = {
 }
 
 _CLONE = (56, 220)
+_GETRANDOM = (318, 278)
 _IOCTL = (16, 29)
 _SOCKET = (41, 198)
 _PRLIMIT = (302, 261)
@@ -177,8 +178,11 @@ def _when(number: int | None, name: str, body: list[_Line]) -> list[_Line]:
     ]
 
 
-def make_filter(machine: str) -> bytes | None:
-    """The program for one machine, as seccomp(2) takes it; None where Requiem knows no system call table."""
+def make_filter(machine: str, *, held_random: bool = False) -> bytes | None:
+    """The program for one machine, as seccomp(2) takes it; None where Requiem knows no system call table.
+
+    `held_random`: without getrandom(2) programs read /dev/urandom, which can be held.
+    """
     if machine not in MACHINES:
         return None
     column, architecture = MACHINES[machine]
@@ -197,7 +201,8 @@ def make_filter(machine: str) -> bytes | None:
             _Line(_JUMP_SET, _SETID_BITS, then="EPERM"),
         ]
         lines += _when(open_numbers[column], open_name, created)
-    for calls, refusal in ((_EPERM_CALLS, "EPERM"), (_ENOSYS_CALLS, "ENOSYS")):
+    absent = {**_ENOSYS_CALLS, "getrandom": _GETRANDOM} if held_random else _ENOSYS_CALLS
+    for calls, refusal in ((_EPERM_CALLS, "EPERM"), (absent, "ENOSYS")):
         numbers = sorted(both[column] or 0 for both in calls.values() if both[column] is not None)
         lines += [_Line(_JUMP_EQ, number, then=refusal) for number in numbers]
     for mode_name, (*mode_numbers, mode) in _MODE_CALLS.items():

@@ -119,6 +119,8 @@ class Preparation(Staging):
         self.slots: dict[int, int] = {}
         self.mountpoints: list[tuple[str, bool]] = []
         self.ruleset = -1
+        self.private = (_WORKSPACE, _TMP)
+        self.addresses_vary = False
 
     # Operations.
 
@@ -145,6 +147,7 @@ class Preparation(Staging):
 
     def enter_workspace(self, path: str) -> None:
         os.chdir(path)
+        self.private = (path + "/", _TMP)
         self.workspace = os.open(".", _DIRECTORY)
 
     def watch_tmp(self, path: str) -> None:
@@ -167,7 +170,7 @@ class Preparation(Staging):
         """Where a root shall lie. In the view's own root it is made only for the time of this job."""
         if os.path.exists(path):
             return
-        shared = not path.startswith((_WORKSPACE, _TMP))
+        shared = not path.startswith(self.private)
         parts = path.strip("/").split("/")
         for depth in range(1, len(parts) + 1):
             place = "/".join(parts[:depth])
@@ -215,6 +218,15 @@ class Preparation(Staging):
         for path, rights in rules:
             syscalls.landlock_allow(self.ruleset, path, rights)
 
+    def vary_addresses(self) -> None:
+        self.addresses_vary = True
+
+    def use_processors(self, count: int) -> None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])  # Of this thread and what it starts.
+
+    def set_umask(self, mask: int) -> None:
+        os.umask(mask)  # Of this thread: its new mount namespace gave it a file-system state of its own.
+
     # The end of the thread.
 
     def start(self, job: dict[str, Any], out: int, err: int) -> None:
@@ -222,7 +234,8 @@ class Preparation(Staging):
         self.spawn(job, out, err, self._confine)
 
     def _confine(self) -> None:
-        syscalls.fix_addresses()
+        if not self.addresses_vary:
+            syscalls.fix_addresses()
         syscalls.drop_capabilities()
         if self.ruleset >= 0:
             syscalls.landlock_restrict(self.ruleset)

@@ -8,15 +8,17 @@ arguments.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import EnvironmentFault
-from ..core.policy import GID, HOME, HOSTNAME, INPUT_MTIME_S, UID, USER, WORKSPACE
+from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
 from .layout import plan_directories
+from .perturbation import STILL, Perturbation, placed
 
 Operation = tuple[Any, ...]
 
@@ -39,18 +41,24 @@ _DEVICE_LINKS = (
 _PROC_READ_ONLY = ("sys", "irq", "bus", "fs", "sysrq-trigger")
 _PROC_MASKED = ("kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list")
 _EMPTY_DIRECTORIES = ("workspace", "tmp", "run", "var")
+_HELD_BYTES = bytes((number * 167 + (number >> 8) * 13 + 89) & 0xFF for number in range(1 << 18)) * 4
+"""What stands for randomness where it is held: 1 MiB that look like nothing in particular."""
 _STAGING = "/dev/shm"
 """Where a job's stores lie while it is prepared; the step's own /dev/shm is put there afterwards."""
 
-_ETC = {
-    "/etc/passwd": (
-        "root:x:0:0:root:/root:/bin/sh\n"
-        f"{USER}:x:{UID}:{GID}:{USER}:{HOME}:/bin/sh\n"
-        "nobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n"  # Who owns what belongs to the host.
-    ),
-    "/etc/group": f"root:x:0:\n{USER}:x:{GID}:\nnogroup:x:65534:\n",
-    "/etc/hosts": f"127.0.0.1 localhost {HOSTNAME}\n::1 localhost {HOSTNAME}\n",
-}
+
+def _etc(here: Perturbation) -> dict[str, str]:
+    return {
+        "/etc/passwd": (
+            "root:x:0:0:root:/root:/bin/sh\n"
+            f"{here.user}:x:{here.uid}:{here.gid}:{here.user}:{here.home}:/bin/sh\n"
+            "nobody:x:65534:65534:nobody:/nonexistent:/bin/sh\n"  # Who owns what belongs to the host.
+        ),
+        "/etc/group": f"root:x:0:\n{here.user}:x:{here.gid}:\nnogroup:x:65534:\n",
+        "/etc/hosts": f"127.0.0.1 localhost {here.hostname}\n::1 localhost {here.hostname}\n",
+    }
+
+
 _CERTIFICATES = ("/etc/ssl/certs", "/etc/pki", "/etc/ca-certificates")
 
 
@@ -109,7 +117,9 @@ def _uid_to_drop_to(uid: int, uid_map: bytes) -> int | None:
     return None
 
 
-def plan_boot(host: Host, areas: Sequence[str], network: str, filter_: bytes | None = None) -> list[Operation]:
+def plan_boot(
+    host: Host, areas: Sequence[str], network: str, filter_: bytes | None = None, here: Perturbation = STILL
+) -> list[Operation]:
     """How a worker walls itself in. `areas` are the host directories from which jobs may be shown something.
 
     With a filter the worker makes the one view that all its steps share, and confines itself as every step is.
@@ -122,16 +132,18 @@ def plan_boot(host: Host, areas: Sequence[str], network: str, filter_: bytes | N
     if host.drop_to is not None:
         plan += [("open_trees", list(areas)), ("drop_identity", host.drop_to)]
     plan += [
-        ("new_user", UID, GID),
+        ("new_user", here.uid, here.gid),
         ("new_namespaces", namespaces),
         ("become_init",),
-        ("hostname", HOSTNAME),
+        ("hostname", here.hostname),
         ("private_mounts",),
         *([] if filter_ else [("stage_trees", list(areas))]),
         ("new_root",),
-        *_plan_system(host, network),
-        *_plan_devices(),
+        *_plan_system(host, network, here),
+        *_plan_clock(here),
+        *_plan_devices(here),
         *_plan_proc(),
+        *_plan_processors(here),
         ("date", INPUT_MTIME_NS),
         ("enter_root",),
     ]
@@ -157,17 +169,20 @@ def _plan_one_view(landlock: int, filter_: bytes) -> list[Operation]:
         ("keep_one_capability",),
     ]
     if landlock:
-        plan.append(("landlock", landlock, _landlock_rules(landlock)))
+        plan.append(("landlock", landlock, _landlock_rules(landlock, WORKSPACE)))
     return [*plan, ("confine", filter_)]
 
 
-def _plan_system(host: Host, network: str) -> list[Operation]:
+def _plan_system(host: Host, network: str, here: Perturbation) -> list[Operation]:
     plan: list[Operation] = [("bind", "/usr", "/usr")]
     for name, link in host.top:
         plan.append(("bind", f"/{name}", f"/{name}") if link is None else ("symlink", f"/{name}", link))
     plan += [("directory", f"/{name}", 0o755) for name in _EMPTY_DIRECTORIES]
+    if here.workspace != WORKSPACE:
+        parts = here.workspace.strip("/").split("/")
+        plan += [("directory", "/" + "/".join(parts[: depth + 1]), 0o755) for depth in range(len(parts))]
     plan.append(("symlink", "/var/tmp", "/tmp"))
-    files = {path: text.encode() for path, text in _ETC.items()} | dict(host.etc_files)
+    files = {path: text.encode() for path, text in _etc(here).items()} | dict(host.etc_files)
     directories = list(host.etc_directories)
     hosts = "files"
     if network == "host":
@@ -182,10 +197,33 @@ def _plan_system(host: Host, network: str) -> list[Operation]:
     return plan
 
 
-def _plan_devices() -> list[Operation]:
+def _plan_clock(here: Perturbation) -> list[Operation]:
+    """Another clock for every program that is dynamically linked."""
+    if here.clock is None:
+        return []
+    return [
+        ("bind", here.library, "/run/clock"),
+        ("file", "/etc/ld.so.preload", b"/run/clock\n"),
+        ("file", "/etc/faketimerc", here.clock.encode() + b"\n"),
+    ]
+
+
+def _plan_processors(here: Perturbation) -> list[Operation]:
+    """What the C library counts where /sys is absent."""
+    if here.cpus is None:
+        return []
+    lines = [line for line in read("/proc/stat").split(b"\n") if not re.match(rb"cpu\d", line)]
+    shown = [b"cpu%d 1 0 1 1 0 0 0 0 0 0" % number for number in range(here.cpus)]
+    return [("cover", "/proc/stat", b"\n".join([*lines[:1], *shown, *lines[1:]]))]
+
+
+def _plan_devices(here: Perturbation) -> list[Operation]:
+    real = [name for name in _DEVICES if not (here.held_random and name.endswith("random"))]
+    held = [name for name in _DEVICES if name not in real]
     return [
         ("directory", "/dev", 0o755),
-        *(("device", name) for name in _DEVICES),
+        *(("device", name) for name in real),
+        *(("file", f"/dev/{name}", _HELD_BYTES) for name in held),
         *(("symlink", path, target) for path, target in _DEVICE_LINKS),
         ("directory", "/dev/shm", 0o755),
         ("terminals",),
@@ -211,36 +249,43 @@ class _Shown:
     stdin: str | None = None
 
 
-def plan_job(job: Job, areas: Sequence[str], landlock: int) -> list[Operation]:
+def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation = STILL) -> list[Operation]:
     """How the view of one step is made. Raises EnvironmentFault for a source outside of all areas."""
     shown = _sort_by_area(job, areas)
-    borrowed, attached = _plan_areas(shown)
+    if here.newest_last:
+        for what in shown.values():
+            what.files.reverse()
+    borrowed, attached = _plan_areas(shown, here)
     tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
-        ("tmpfs", WORKSPACE, "mode=0755"),
-        ("enter_workspace", WORKSPACE),
+        ("tmpfs", here.workspace, "mode=0755"),
+        ("enter_workspace", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
-        ("scratch", HOME, 0o755),
-        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (HOME, "/tmp")),
+        ("scratch", here.home, 0o755),
+        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp"), here),
     ]
     if landlock:
-        plan.append(("landlock", landlock, _landlock_rules(landlock)))
-    return plan
+        plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))
+    return plan + _plan_perturbation(here)
 
 
-def plan_staging(job: Job, shown: Sequence[Operation] = (), made: Sequence[str] = ()) -> list[Operation]:
+def plan_staging(
+    job: Job, shown: Sequence[Operation] = (), made: Sequence[str] = (), here: Perturbation = STILL
+) -> list[Operation]:
     """How the inputs of one step come into its workspace.
 
     `shown` is done when the directories are there; `made` are directories that it then dates too.
     """
     directories = plan_directories(job)
+    if here.newest_last:
+        directories = sorted(sorted(directories, reverse=True), key=lambda path: path.count("/"))
     plan: list[Operation] = [("make_directory", path, 0o755) for path in directories]
     plan += shown
     links = []
-    for item in sorted(job.staged, key=_by_path):
+    for item in sorted(job.staged, key=_by_path, reverse=here.newest_last):
         if item.data is not None:
             plan.append(("write", item.path, item.data, 0o555 if item.executable else 0o444, INPUT_MTIME_NS))
         elif item.symlink is not None:
@@ -262,14 +307,26 @@ def fits_one_view(job: Job) -> bool:
     return sum(len(item.data) for item in job.staged if item.data is not None) <= SHARED_VIEW_BYTES_MAX
 
 
-def _landlock_rules(abi: int) -> list[tuple[str, int]]:
+def _plan_perturbation(here: Perturbation) -> list[Operation]:
+    """The last things before the command starts, so that they change nothing of how its view is made."""
+    plan: list[Operation] = []
+    if here.addresses_vary:
+        plan.append(("vary_addresses",))
+    if here.cpus is not None:
+        plan.append(("use_processors", here.cpus))
+    if here.umask != STILL.umask:
+        plan.append(("set_umask", here.umask))
+    return plan
+
+
+def _landlock_rules(abi: int, workspace: str) -> list[tuple[str, int]]:
     all_rights = syscalls.landlock_rights(abi)
     return [
         ("/", syscalls.LANDLOCK_READ),
         ("/proc", syscalls.LANDLOCK_READ | syscalls.LANDLOCK_WRITE_FILE),
         ("/dev", all_rights),
         ("/tmp", all_rights),
-        (WORKSPACE, all_rights),
+        (workspace, all_rights),
     ]
 
 
@@ -328,19 +385,19 @@ def _check_target(target: str) -> None:
         raise EnvironmentFault("a root cannot be shown there", facts=[("path", target)])
 
 
-def _plan_areas(shown: Mapping[int, _Shown]) -> tuple[list[tuple[int, int, bool]], list[Operation]]:
+def _plan_areas(shown: Mapping[int, _Shown], here: Perturbation) -> tuple[list[tuple[int, int, bool]], list[Operation]]:
     """(slot, area, hidden) for each copy of an area's mount that is needed, and what is done with them."""
     borrowed: list[tuple[int, int, bool]] = []
     plan: list[Operation] = []
     for area, what in shown.items():
         for mount in what.whole:
             borrowed.append((len(borrowed), area, mount.source != mount.target))
-            plan.append(("attach", len(borrowed) - 1, mount.target))
+            plan.append(("attach", len(borrowed) - 1, placed(mount.target, here)))
         if not (what.parts or what.files or what.stdin):
             continue
         borrowed.append((len(borrowed), area, True))
         plan.append(("attach", len(borrowed) - 1, _STAGING))
-        plan += [("show_tree", f"{_STAGING}/{inside}", mount.target) for inside, mount in what.parts]
+        plan += [("show_tree", f"{_STAGING}/{inside}", placed(mount.target, here)) for inside, mount in what.parts]
         for inside, item in what.files:
             mode = 0o555 if item.executable else 0o444
             plan.append(("show_file", f"{_STAGING}/{inside}", item.path, mode, INPUT_MTIME_NS))

@@ -221,6 +221,13 @@ def _read_mark(place: str) -> bool:
     return True
 
 
+def mark_is_exact(root: Path) -> bool:
+    """Whether the mark of the format is byte for byte what this version writes."""
+    with suppress(OSError, NotAFile, ValueError):
+        return read_small(f"{root}/{MARK}", 4096) == _MARK_CONTENT
+    return False
+
+
 class OlderFormat(IntegrityError):
     """`requiem cas migrate` brings it to this one."""
 

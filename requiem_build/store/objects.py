@@ -162,7 +162,7 @@ class Objects:
             return
         with self._reading(digest) as opened:
             plain = opened.status.st_size == opened.meta.original_size
-            if plain and os.lseek(fd, 0, os.SEEK_CUR) == 0 and clone(opened.descriptor, fd):
+            if plain and _is_at_start(fd) and clone(opened.descriptor, fd):
                 for _ in pieces(opened):  # The target's blocks are these.
                     pass
                 return
@@ -336,6 +336,14 @@ class _Reading:
         os.close(self._opened.descriptor)
         if isinstance(error, Bad):
             raise condemn(self._objects.place, self._digest, error) from error
+
+
+def _is_at_start(fd: int) -> bool:
+    """Whether `fd` is at the beginning of a file; a pipe has none."""
+    try:
+        return os.lseek(fd, 0, os.SEEK_CUR) == 0
+    except OSError:
+        return False
 
 
 def _check_limit(digest: Digest, size: int, size_max: int | None) -> None:

@@ -104,6 +104,10 @@ class Runs:
             if run is not None:
                 yield run
 
+    def ids(self) -> list[str]:
+        """Every id that is listed, oldest first, also of runs that cannot be read."""
+        return [item.name for item in entries(self._base) if _ID.fullmatch(item.name)]
+
     def _readable(self, run_id: str) -> Run | None:
         if not _ID.fullmatch(run_id):
             return None

@@ -340,7 +340,6 @@ def test_a_chain_of_many_templates_needs_no_recursion() -> None:
         "persistent = true",
         'secrets = ["a"]',
         'ready = "x"',
-        'require = ["x"]',
     ],
 )
 def test_what_is_not_built_yet_is_exit_4(line: str) -> None:
