@@ -21,6 +21,7 @@ from .globals import HELP, Globals, split
 COMMANDS = {
     "build": ("build", "command"),
     "watch": ("watch", "command"),
+    "why": ("why", "command"),
     "list": ("listing", "command"),
     "log": ("inspect", "log"),
     "clean": ("clean", "command"),
@@ -38,7 +39,7 @@ PLUMBING = {
 }
 LATER = frozenset(
     {"add", "attest", "graph", "import", "keys", "observe", "pack", "replay"}
-    | {"report", "reproduce", "shell", "tighten", "unpack", "why"}
+    | {"report", "reproduce", "shell", "tighten", "unpack"}
 )
 
 

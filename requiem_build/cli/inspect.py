@@ -26,7 +26,7 @@ from .console import Console, plain, write_bytes, write_err, write_out
 from .globals import Globals
 
 SCHEMAS = (
-    *("manifest", "request", "result", "record", "meta", "event", "report", "version"),
+    *("manifest", "request", "result", "record", "meta", "event", "report", "version", "list", "why"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
 )
 KINDS = ("request", "result", "record", "trace")

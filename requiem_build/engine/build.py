@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .. import __version__
 from ..core.digest import Digest
+from ..core.entries import Entry
 from ..core.errors import Interrupted, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
@@ -23,8 +24,8 @@ from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
 from ..store.outbox import Outbox
+from . import explain, noop, plans, schedule
 from . import memory as memories
-from . import noop, plans, schedule
 from .evidence import Outputs
 from .journal import Journal, new_run_id, now_text
 from .layout import Layout, tracked_by_git
@@ -66,10 +67,15 @@ class Running:
 
 
 OnStart = Callable[[Running], None]
+Asked = Callable[[str, Request, Mapping[str, Entry]], None]
+
+EXPLAINED_MAX = 20
 
 
-def build(options: Options, listener: Listener, on_start: OnStart = lambda _: None) -> Report:
-    """Builds, and says how it went. `on_start` is called before the first step.
+def build(
+    options: Options, listener: Listener, on_start: OnStart = lambda _: None, asked: Asked | None = None
+) -> Report:
+    """Builds, and says how it went. `on_start` is called before the first step, `asked` with each step's request.
 
     Raises RequiemError for what is wrong before any step runs; a failed step is in the report.
     """
@@ -81,7 +87,7 @@ def build(options: Options, listener: Listener, on_start: OnStart = lambda _: No
 
     with workspace_lock(site.dot, wait=options.wait, notice=notice):
         clear_scratch(site.dot)
-        run = _Run(site, options, listener)
+        run = _Run(site, options, listener, asked)
         try:
             return run.run(on_start)
         except BaseException:
@@ -98,8 +104,9 @@ def _make_garbage_rare() -> None:
 class _Run:
     """The state of one build while it lasts."""
 
-    def __init__(self, site: Site, options: Options, listener: Listener) -> None:
+    def __init__(self, site: Site, options: Options, listener: Listener, asked: Asked | None) -> None:
         self.site = site
+        self.asked = asked
         self.options = options
         self.run_id = new_run_id()
         self.listener = listener
@@ -272,7 +279,16 @@ class _Run:
             use_cache=self.options.cache in ("rw", "ro"),
             dry_run=self.options.dry_run,
             verbose=self.options.verbose,
+            explain=self._explain,
+            asked=self.asked,
         )
+
+    def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:
+        """The difference of two requests in a line: the first one, or with --explain all."""
+        from .systems import system_changes
+
+        shown_max = EXPLAINED_MAX if self.options.explain else 1
+        return explain.short_reason(old, new, system_changes(self.site.cache_home), shown_max=shown_max)
 
     def _priority(self) -> Priority:
         if self.options.shuffle is not None:
