@@ -18,7 +18,7 @@ HOMES = {
     "jinja2": {"core/expressions.py"},
     "click": {f"cli/{name}.py" for name in ("app", "build", "cas", "clean", "doctor", "execute", "init")}
     | {f"cli/cas_{name}.py" for name in ("bytes", "care", "look", "migrate")}
-    | {f"cli/{name}.py" for name in ("inspect", "listing", "version", "watch")},
+    | {f"cli/{name}.py" for name in ("inspect", "listing", "version", "watch", "why")},
     "rich": {"cli/console.py"},
     "zstandard": {"store/encoding.py"},
     "watchfiles": {"engine/watch.py"},

@@ -20,7 +20,7 @@ from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.instance import Instance
 from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request
-from ..executors.local import discovered_now
+from ..executors.discovery import discovered_now
 from ..store.layout import Store
 from . import explain, hints, lost
 from .layout import Layout

@@ -19,7 +19,7 @@ from ..core.instance import Plan
 from ..core.query import Graph
 from ..core.request import Request
 from ..core.result import Result
-from ..executors.local import discovered_now
+from ..executors.discovery import discovered_now
 from ..store.layout import Store
 from . import history, memory, plans
 from .build import build

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import posixpath
 import queue
-import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ..core import canonical
-from ..core.digest import Digest, object_digest
+from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault
 from ..core.patterns import compile_pattern, is_pattern, unescape
@@ -27,6 +25,7 @@ from .base import Ran
 from .blobs import EACH_MAX, Blobs
 from .collect import Collector, NotCollected
 from .depfile import parse_depfile
+from .discovery import discovered_now, path_set
 from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
@@ -260,52 +259,7 @@ class LocalExecutor:
             named = parse_depfile(self.blobs.get(entry.digest))
         except ValueError as error:
             raise NotCollected(f'depfile "{request.depfile}" cannot be read: {error}') from None
-        cwd = _relative_cwd(request.cwd, self._workspace)
-        read = {_plain(path, cwd) for path in named} & set(offered)
-        for folder in _unreported(request.command, cwd):
-            read |= {path for path in offered if path.startswith(folder + "/")}
-        return (*by_bytes(_with_targets(read, offered)), LISTING)
-
-
-_SYSTEM_INCLUDE = re.compile(r"-(?:isystem|idirafter|cxx-isystem)[ =]?\s*([^\s'\"]+)")
-
-
-def _unreported(command: Sequence[str], cwd: str) -> set[str]:
-    """Workspace directories whose headers `-MMD` leaves out as the system's: all that they offer counts as read."""
-    found = _SYSTEM_INCLUDE.findall(" ".join(command))
-    return {plain for plain in (_plain(path, cwd) for path in found) if not plain.startswith("..")}
-
-
-def _with_targets(read: set[str], offered: Mapping[str, Entry]) -> set[str]:
-    """What is read through a symlink is read too."""
-    found = set(read)
-    pending = list(read)
-    for path in pending:
-        entry = offered.get(path)
-        if isinstance(entry, Link):
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry.target))
-            if target in offered and target not in found:
-                found.add(target)
-                pending.append(target)
-    return found
-
-
-def discovered_now(paths: tuple[str, ...], offered: Mapping[str, Entry]) -> dict[str, str]:
-    """The path set filled with what stands there now: digests, or `absent`."""
-    found: dict[str, str] = {}
-    for path in paths:
-        if path == LISTING:
-            found[path] = object_digest(canonical.encode_plain(by_bytes(set(offered))))
-            continue
-        entry = offered.get(path)
-        match entry:
-            case None:
-                found[path] = "absent"
-            case File():
-                found[path] = entry.digest
-            case _:
-                found[path] = object_digest(canonical.encode_plain(entry.as_input()))
-    return found
+        return path_set(request, named, offered, self.blobs.get, self._workspace)
 
 
 def describe(finished: Finished, limits: Limits) -> str:
@@ -341,8 +295,3 @@ def _relative_cwd(cwd: str, workspace: str) -> str:
     if not cwd.startswith("/"):
         return cwd
     return posixpath.relpath(cwd, workspace)
-
-
-def _plain(path: str, cwd: str) -> str:
-    """A depfile's path, relative to the workspace's root if it lies in it."""
-    return posixpath.relpath(posixpath.normpath(posixpath.join(WORKSPACE, cwd, path)), WORKSPACE)
