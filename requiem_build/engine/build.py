@@ -233,11 +233,17 @@ class _Run:
             workspace=self.site.root,
             jobs=self.jobs(),
             list_undeclared=self.options.verbose,
+            maker=self._maker,
         )
         try:
             yield executor
         finally:
             executor.close()
+
+    def _maker(self, path: str) -> str | None:
+        from ..core.query import Graph
+
+        return Graph(self.planned.plan).maker(path, ".")
 
     def _rebuilder(self, executor: Executor, blobs: Blobs) -> Rebuilder:
         if self.options.dry_run:

@@ -94,6 +94,13 @@ def path_set(
         return (*by_bytes(_listed(request, read & offered.keys(), offered, shown, cwd)), LISTING)
 
 
+def workspace_paths(request: Request, named: Sequence[str], root: str) -> list[str]:
+    """What of a depfile lies in the workspace, by its plain path."""
+    host = WORKSPACE if request.policy.sandbox == "strict" else root
+    paths = (_plain(name, _relative_cwd(request.cwd, root), host) for name in named)
+    return [path for path in paths if not path.startswith("..")]
+
+
 def _listed(request: Request, read: set[str], offered: Mapping[str, Entry], shown: _Shown, cwd: str) -> set[str]:
     """What counts as read where it is not derived: also headers that `-MMD` leaves out as the system's."""
     command = " ".join(request.command)

@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core.digest import Digest
@@ -25,7 +25,7 @@ from .base import Ran
 from .blobs import EACH_MAX, Blobs
 from .collect import Collector, NotCollected
 from .depfile import parse_depfile
-from .discovery import discovered_now, path_set
+from .discovery import discovered_now, path_set, workspace_paths
 from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
@@ -48,11 +48,14 @@ class LocalExecutor:
         workspace: str,
         jobs: int = 1,
         list_undeclared: bool = False,
+        maker: Callable[[str], str | None] = lambda _: None,
     ) -> None:
+        """`maker(path)` names the step that declares to make a path, for the one error that needs it."""
         self.blobs = blobs
         self._boot = boot
         self._workspace = workspace
         self._list_undeclared = list_undeclared
+        self._maker = maker
         self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()  # A semaphore that costs next to nothing.
         for _ in range(jobs):
             self._turns.put(None)
@@ -259,7 +262,20 @@ class LocalExecutor:
             named = parse_depfile(self.blobs.get(entry.digest))
         except ValueError as error:
             raise NotCollected(f'depfile "{request.depfile}" cannot be read: {error}') from None
+        if request.policy.sandbox != "strict":  # There the step sees nothing but what it may read.
+            self._check_generated(request, named, offered)
         return path_set(request, named, offered, self.blobs.get, self._workspace)
+
+    def _check_generated(self, request: Request, named: Sequence[str], offered: Mapping[str, Entry]) -> None:
+        """Refuses a file that another step makes and nobody declared: the next build could meet an old one."""
+        for path in workspace_paths(request, named, self._workspace):
+            own = any(path == o or (o.endswith("/") and path.startswith(o)) for o in request.outputs)
+            declared = path in offered or any(path == i or path.startswith(i) for i in request.inputs if i[-1] == "/")
+            if own or declared or path in request.inputs:
+                continue
+            maker = self._maker(path)
+            if maker is not None:
+                raise NotCollected(f'read "{path}", which step "{maker}" makes, without declaring it')
 
 
 def describe(finished: Finished, limits: Limits) -> str:
