@@ -19,7 +19,8 @@ from ..core.listing import Kind
 from ..core.manifest import load_manifest
 from ..core.patterns import match_sources, matches_any
 from ..core.plan import make_plan
-from ..core.request import LISTING
+from ..core.request import LISTING, SHADOWS
+from ..executors.discovery import shadows
 from .memory import Memory
 from .plans import Planned, Question
 from .workspace import NEVER_IN_TREES, Files, WorkspaceListing
@@ -199,6 +200,7 @@ class _Readers:
         self._files: dict[str, list[tuple[str, str]]] = {}
         self._trees: dict[str, list[tuple[str, str]]] = {}
         self._unknown: list[Instance] = []
+        self._shadowed: dict[tuple[str, ...], list[Instance]] = {}
         for instance in plan.instances.values():
             if not instance.is_group:
                 self._add(instance)
@@ -221,15 +223,20 @@ class _Readers:
                 if not folder.startswith(("/", "~")) and "/" not in program:
                     self._note(f"{folder}/{program}", name, "uses the tool")
         if instance.discover:
-            known = self._finder.discovered(instance)
-            if known is None:
-                self._unknown.append(instance)
-            for path in known or ():
-                self._note(path, name, "read or looked for")
+            self._add_discovered(instance)
+
+    def _add_discovered(self, instance: Instance) -> None:
+        known = self._finder.discovered(instance)
+        if known is None:
+            self._unknown.append(instance)
+        for path in known or ():
+            if path.startswith(SHADOWS):
+                extra = tuple(filter(None, path[len(SHADOWS) :].split(":")))
+                self._shadowed.setdefault(extra, []).append(instance)
+            elif path != LISTING:
+                self._note(path, instance.name, "read or looked for")
 
     def _note(self, path: str, name: str, verb: str) -> None:
-        if path.startswith("//"):
-            return
         if path.endswith("/"):
             self._trees.setdefault(path, []).append((name, f"{verb} {path}"))
         else:
@@ -249,6 +256,10 @@ class _Readers:
             for above in _above(path):
                 if above in self._trees and _counts_in_tree(path, above):
                     yield from self._trees[above]
+            for extra, instances in self._shadowed.items() if path in self._membership else ():
+                for instance in instances if shadows(path, extra) else ():
+                    if matches_any(instance.discover, path):
+                        yield instance.name, f"{path} bears the name of a system header"
             for instance in self._unknown:
                 if matches_any(instance.discover, path):
                     yield instance.name, f"may read {path}"

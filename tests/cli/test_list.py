@@ -101,6 +101,8 @@ def test_who_reads_an_edited_file_runs(built: Project, path: str) -> None:
         ("docs/draft/x.md", set()),
         ("assets/more/new.txt", {"assets"}),
         ("assets/.git/x", set()),
+        ("inc/unrelated.h", set()),
+        ("inc/features.h", {"compile:src/a.c", "compile:src/b.c"}),
         ("other/x", set()),
     ],
 )

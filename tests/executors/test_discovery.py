@@ -254,6 +254,16 @@ def test_where_it_cannot_be_derived_the_list_stands_in() -> None:
         assert paths == ("inc/x.h", LISTING), command
 
 
+@pytest.mark.skipif(os.path.exists("/usr/include/tbb"), reason="the system has what its headers ask for")
+def test_what_system_headers_ask_for_and_the_system_has_not_is_looked_for() -> None:
+    """libstdc++ asks `__has_include(<tbb/tbb.h>)`."""
+    files = {"src/main.c": "#include <version>\n"}
+    compile_ = Compile(("-Ifirst", "-x", "c++", "-std=c++17", "-dD"))
+    judged = judge(compile_, files, {**files, "first/tbb/tbb.h": "\n"})
+    assert judged.other_output and judged.other_key and judged.derived
+    assert not judge(compile_, files, {**files, "first/tbb/other.h": "\n"}).other_key
+
+
 def test_names_of_the_system_cost_one_marker() -> None:
     compile_ = Compile(("-Ifirst", "-Iinc"), discover=("**/*.h",))
     files = {"src/main.c": "#include <stdio.h>\n#include <stdlib.h>\n", "inc/x.h": X}
