@@ -34,7 +34,8 @@ _DEPENDENCY = re.compile(rf"\bdependency{_SPACE}\\?(?:\"([^\"\n\\]+)\\?\"|<([^>\
 _INCLUDE_OF_MACRO = re.compile(rf"{_DIRECTIVE}(?![\"<])")
 _HAS_OF_MACRO = re.compile(rf"\b__has_(?:include|include_next|embed)\b(?!{_SPACE}\(?{_SPACE}[\"<])")
 _LINE_WITH_MACRO = re.compile(
-    r"^[ \t\f\v]*(?:#|%:)[ \t\f\v]*(?:include_next|include|import|embed)\b(?![ \t\f\v]*[\"<])", re.M
+    r"^[ \t\f\v]*(?:#|%:)[ \t\f\v]*(?:include_next|include|import|embed)\b[ \t\f\v]*(?![ \t\f\v\"<])([A-Za-z_]\w*|)",
+    re.M,
 )
 _MERELY_ASKED = re.compile(
     r"(?:defined[ \t]*\(?[ \t]*|#[ \t]*(?:ifdef|ifndef|undef)[ \t]+)__has_(?:include|include_next|embed)\b"
@@ -61,7 +62,9 @@ class Scan:
     angled: frozenset[str]
     probed: frozenset[str]
     opaque: bool
-    """Whether some name is the value of a macro."""
+    """Whether some name cannot be told from texts: put together by macros, or asked for through one."""
+    macros: frozenset[str]
+    """Macros whose values are included: `#include CONFIG`."""
     system_header: bool
     """Whether it calls itself a system header: then `-MMD` does not report what it includes."""
     once: bool
@@ -85,11 +88,13 @@ def scan(content: bytes) -> Scan:
             (quoted if in_quotes else angled).add(in_quotes or in_angles)
             if asked:
                 probed.add(in_quotes or in_angles)
+    opaque, macros = _macros(text)
     return Scan(
         frozenset(filter(_is_name, quoted)),
         frozenset(filter(_is_name, angled)),
         frozenset(filter(_is_name, probed)),
-        opaque="??=" in text or "??/" in text or _is_opaque(text),
+        opaque=opaque,
+        macros=macros,
         system_header="system_header" in text,
         once="once" in text or "import" in text,
         embeds=_ASSEMBLED.search(text) is not None,
@@ -100,12 +105,31 @@ def _is_name(name: str) -> bool:
     return "\0" not in name and len(name) <= NAME_MAX and not any("\ud800" <= c <= "\udfff" for c in name)
 
 
-def _is_opaque(text: str) -> bool:
-    """First roughly, then without comments, which may well say "#include this"."""
+def _macros(text: str) -> tuple[bool, frozenset[str]]:
+    """(opaque, macros) of a scan: first roughly, then without comments, which may well say "#include this"."""
+    if "??=" in text or "??/" in text:
+        return True, frozenset()
     if not _INCLUDE_OF_MACRO.search(text) and not _HAS_OF_MACRO.search(text):
-        return False
+        return False, frozenset()
     bare = _NOT_CODE.sub(lambda found: " " if found["comment"] else found[0], text)
-    return bool(_LINE_WITH_MACRO.search(bare) or _HAS_OF_MACRO.search(_MERELY_ASKED.sub("", bare)))
+    if _HAS_OF_MACRO.search(_MERELY_ASKED.sub("", bare)):
+        return True, frozenset()
+    macros = frozenset(_LINE_WITH_MACRO.findall(bare))
+    return any(not name or name.startswith("__") for name in macros), macros
+
+
+def definitions(content: bytes, macro: str) -> Iterator[str | None]:
+    """What a text defines a macro as: the name of a header as it is written there, or None for anything else."""
+    text = _SPLICE.sub("", content.decode("utf-8", "surrogateescape"))
+    if macro in text:
+        for found in re.finditer(rf"(?:#|%:){_SPACE}define{_SPACE}{re.escape(macro)}\b(.*)", text):
+            yield header_name(found[1])
+
+
+def header_name(value: str) -> str | None:
+    """The name in `"x.h"` or `<x.h>`; None for anything else."""
+    literal = re.fullmatch(r'\s*(?:"([^"\\]+)"|<([^<>]+)>)\s*(?://.*|/\*[^*]*\*/\s*)?', value)
+    return None if literal is None else literal[1] or literal[2]
 
 
 def conditional_names(content: bytes) -> frozenset[str]:
@@ -155,6 +179,13 @@ class Search:
     """Those of `directories` whose headers count as the system's, which `-MMD` does not report."""
     reports_all: bool = False
     links: bool = True
+
+    def definitions(self, macro: str) -> Iterator[str | None]:
+        """What the arguments define a macro as, in the manner of `definitions` of a text."""
+        for word in self.words:
+            name, equals, value = word.removeprefix("-D").partition("=")
+            if name.partition("(")[0].strip() == macro:
+                yield header_name(value) if equals else None
 
 
 def search_of(command: Sequence[str], environment: Mapping[str, str], read: Read) -> Search:

@@ -20,7 +20,7 @@ from ..core.manifest import load_manifest
 from ..core.patterns import match_sources, matches_any
 from ..core.plan import make_plan
 from ..core.request import LISTING, SHADOWS
-from ..executors.discovery import shadows
+from ..executors.system_headers import shadows
 from .memory import Memory
 from .plans import Planned, Question
 from .workspace import NEVER_IN_TREES, Files, WorkspaceListing

@@ -6,8 +6,9 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..core.digest import Digest
@@ -51,6 +52,9 @@ from .surroundings import Surroundings
 from .upkeep import Upkeep
 from .workspace import Workspace
 
+if TYPE_CHECKING:
+    from .admission import Admission
+
 OVERLAP = 1
 """Workers beyond the steps that may run at once: while one collects its outputs, another's step runs."""
 
@@ -64,6 +68,9 @@ class Running:
     interrupt: Callable[[int], None]
     read: Callable[[Digest], bytes]
     root: str
+    durations_ms: Mapping[str, int] = field(default_factory=dict)
+    """Of each step of the plan, how long it took when it last ran; 0 where that is not known."""
+    jobs: int = 1
 
 
 OnStart = Callable[[Running], None]
@@ -114,6 +121,7 @@ class _Run:
         self.stop = schedule.Stop(self._insist)
         self.signal: int | None = None
         self.kill = False
+        self.one_job = False
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
@@ -188,7 +196,8 @@ class _Run:
         _make_garbage_rare()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
-            on_start(Running(self.interrupt, blobs.get, site.root))
+            durations = {name: self._duration(name) for name, i in plan.instances.items() if not i.is_group}
+            on_start(Running(self.interrupt, blobs.get, site.root, durations, self.jobs()))
             self.performer = self._performer(workspace, surroundings, layout, executor)
             self._schedule(self.performer)
         if not options.dry_run:
@@ -223,6 +232,7 @@ class _Run:
     @contextmanager
     def _executor(self, blobs: Blobs, surroundings: Surroundings, workspace: Workspace) -> Iterator[Executor]:
         roots = [surroundings.host_path(root) for root in self.planned.plan.roots.values()]
+        admission = self._admission()
 
         def boot(request: Request) -> Sandbox:
             return boot_sandbox(request, self.site, self.store, roots)
@@ -234,11 +244,37 @@ class _Run:
             jobs=self.jobs(),
             list_undeclared=self.options.verbose,
             maker=self._maker,
+            admit=admission or nullcontext,
         )
         try:
             yield executor
         finally:
             executor.close()
+            if admission is not None:
+                admission.close()
+
+    def _admission(self) -> Admission | None:
+        """A gate for what may run at once beside -j, where make, the flags or the configuration ask for one."""
+        options, settings = self.options, self.site.settings
+        max_load = settings.max_load if options.max_load is None else options.max_load
+        named = "jobserver" in options.environment.get("MAKEFLAGS", "") and options.jobs is None
+        if options.dry_run or options.mode == "repro" or not (named or max_load or settings.min_memory):
+            return None
+        from .admission import Admission
+        from .jobserver import Unavailable, find_jobserver
+
+        jobserver = None
+        try:
+            jobserver = find_jobserver(options.environment) if named else None
+        except Unavailable as reason:
+            self.emit(Warned(f"{reason}; one step at a time"))
+            self.one_job = True
+        return Admission(
+            jobserver=jobserver,
+            max_load=max_load,
+            min_memory=settings.min_memory,
+            cancelled=lambda: self.signal is not None,
+        )
 
     def _maker(self, path: str) -> str | None:
         from ..core.query import Graph
@@ -296,6 +332,10 @@ class _Run:
         shown_max = EXPLAINED_MAX if self.options.explain else 1
         return explain.short_reason(old, new, system_changes(self.site.cache_home), shown_max=shown_max)
 
+    def _duration(self, name: str) -> int:
+        remembered = self.memory.steps.get(name)
+        return remembered.duration_ms if remembered is not None else 0
+
     def _priority(self) -> Priority:
         if self.options.shuffle is not None:
             import random
@@ -309,7 +349,7 @@ class _Run:
         return critical_path_first(self.planned.plan, durations)
 
     def jobs(self) -> int:
-        if self.options.mode == "repro" or self.options.dry_run:
+        if self.options.mode == "repro" or self.options.dry_run or self.one_job:
             return 1
         return self.options.jobs or self.site.settings.jobs or len(os.sched_getaffinity(0))
 

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from ..core.digest import Digest
@@ -49,13 +50,15 @@ class LocalExecutor:
         jobs: int = 1,
         list_undeclared: bool = False,
         maker: Callable[[str], str | None] = lambda _: None,
+        admit: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`maker(path)` names the step that declares to make a path, for the one error that needs it."""
+        """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run."""
         self.blobs = blobs
         self._boot = boot
         self._workspace = workspace
         self._list_undeclared = list_undeclared
         self._maker = maker
+        self._admit = admit
         self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()  # A semaphore that costs next to nothing.
         for _ in range(jobs):
             self._turns.put(None)
@@ -68,16 +71,17 @@ class LocalExecutor:
         job = self._job(request, offered, limits)
         self._turns.get()
         try:
-            sandbox = self._acquire(request)
-            started = time.monotonic()
-            try:
-                finished = sandbox.run(job)
-            except BaseException as error:
-                self._release(request, sandbox, healthy=False)
-                if isinstance(error, EnvironmentFault | OSError):
-                    raise vanished(job, error) or error from error
-                raise
-            duration_ms = round((time.monotonic() - started) * 1000)
+            with self._admit():
+                sandbox = self._acquire(request)
+                started = time.monotonic()
+                try:
+                    finished = sandbox.run(job)
+                except BaseException as error:
+                    self._release(request, sandbox, healthy=False)
+                    if isinstance(error, EnvironmentFault | OSError):
+                        raise vanished(job, error) or error from error
+                    raise
+                duration_ms = round((time.monotonic() - started) * 1000)
         finally:
             self._turns.put(None)
         # What a step left lies in its sandbox until it is collected; another step may run in another meanwhile.

@@ -170,6 +170,32 @@ def test_since_compares_the_manifests_plans_exactly(built: Project) -> None:
     assert len(certain(built, "--since", "HEAD")) == 6
 
 
+def test_since_looks_at_the_workspace_within_a_larger_repository(project: Project) -> None:
+    inner = Project(project.root, "inner")
+    inner.write("a.txt", "1\n")
+    inner.manifest("""
+        [steps.x]
+        command = "cat *.txt > o"
+        inputs = ["*.txt"]
+        outputs = ["o"]
+    """)
+    inner.build()
+    project.write("outside.txt", "1\n")
+    project.write(".gitignore", "o\n")
+    git(project, "init", "-q")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "one")
+    project.write("outside.txt", "2\n")
+    project.write("b.txt", "2\n")
+    assert listed(inner, "--since", "HEAD") == {}
+    inner.write("b.txt", "2\n")
+    assert listed(inner, "--since", "HEAD") == {"x": True}
+    inner.write("requiem.toml", inner.read("requiem.toml").replace("cat", "sort"))
+    git(inner, "add", "b.txt")
+    git(inner, "commit", "-qm", "two")
+    assert listed(inner, "--since", "HEAD") == {"x": True}
+
+
 def test_what_is_listed_for_an_order_only_dependency_is_what_it_read(project: Project) -> None:
     project.write("in.txt", "1\n")
     project.manifest("""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 
+import jsonschema
 import pytest
-from project import Project
+from project import SOURCE, Project
 
 pytestmark = [pytest.mark.userns, pytest.mark.gcc]
 
@@ -61,6 +62,22 @@ def test_a_header_with_the_name_of_a_system_header_compiles_all(tree: Project) -
     again = tree.build()
     assert again.counts == {"ran": 2}
     assert "name of a system header" in again.step("compile:src/a.c")["reason"]
+
+
+def test_the_request_holds_what_was_looked_for_and_is_what_its_schema_says(tree: Project) -> None:
+    tree.write("requiem.toml", tree.read("requiem.toml").replace('"-Iinc"', '"-Iinc", "-I/usr/share"'))
+    tree.build()
+    text = tree.run("show", "request", "compile:src/a.c").out
+    request = json.loads(text)
+    jsonschema.validate(request, json.loads((SOURCE / "schemas/request.schema.json").read_text()))
+    discovered = request["discovered"]
+    assert discovered["inc/x.h"] != discovered["first/x.h"] == discovered["src/x.h"] == "absent"
+    assert "//shadows:/usr/share" in discovered and "//discover" not in discovered
+    tree.write("r.json", text)
+    digest = tree.run("digest", "request", "r.json").out.strip()
+    assert digest == tree.build().step("compile:src/a.c")["request_digest"]
+    tree.write("r.json", text.replace("//shadows:/usr", "//shadow:/usr"))
+    tree.refuse("digest", "request", "r.json")
 
 
 def test_several_path_sets_are_known_newest_first_and_bounded(tree: Project) -> None:

@@ -156,6 +156,10 @@ def test_an_unrelated_new_header_is_not_seen(compiler: str) -> None:
         ("%:include <x.h>\n", {}, "first/x.h", "int q;\n"),
         ("#inc\\\nlude \"x\\\n.h\"\n", {}, "first/x.h", "int q;\n"),
         ("#define HEADER <x.h>\n#include HEADER\n", {}, "first/x.h", "int q;\n"),
+        ("#define HEADER ANOTHER\n#define ANOTHER <x.h>\n#include HEADER\n", {}, "first/x.h", "int q;\n"),
+        ("#define HEADER(x) <x.h>\n#include HEADER(x)\n", {}, "first/x.h", "int q;\n"),
+        ('#include "x.h"\n#include HEADER\n', {"inc/x.h": '#define /**/ HEADER /**/ "deep/y.h" // why\n'}, "first/deep/y.h", "int q;\n"),
+        ("#include <inttypes.h>\n#ifdef PRId64\n#define STR(x) <x.h>\n#define HEADER STR(x)\n#include HEADER\n#endif\n", {}, "first/x.h", "int q;\n"),
         ("#define HAS(x) __has_include(x)\n#if HAS(<opt.h>)\nint a;\n#endif\n", {}, "first/opt.h", "\n"),
         ("#include <stdio.h>\n", {}, "inc/features.h", "#include_next <features.h>\nint f;\n"),
         ("#include <stdint.h>\n", {}, "inc/bits/wordsize.h", "#define __WORDSIZE 64\nint w;\n"),
@@ -222,6 +226,19 @@ def test_what_a_header_of_the_systems_kind_includes_is_read_though_not_reported(
     files = {"sys/s.h": '#include "t.h"\n', "sys/t.h": "int t;\n", "src/main.c": "#include <s.h>\n"}
     judged = judge(Compile(("-isystem", "sys")), files, {**files, "sys/t.h": "int u;\n"})
     assert judged.other_output and judged.other_key and judged.derived
+
+
+@pytest.mark.parametrize("flag", ["-DHEADER=<x.h>", '-DHEADER="x.h"', "-DHEADER=ANOTHER"])
+def test_a_macro_of_the_command_may_name_the_header(flag: str) -> None:
+    judged = added("first/x.h", flags=("-Ifirst", "-Iinc", flag, "-DANOTHER=<x.h>"), main="#include HEADER\n")
+    assert judged.other_output and judged.other_key and judged.derived == (flag != "-DHEADER=ANOTHER")
+
+
+def test_a_macro_that_nobody_defines_includes_nothing() -> None:
+    main = MAIN + "#ifdef USER_HEADER\n#include USER_HEADER\n#endif\n"
+    judged = added("first/new.h", main=main)
+    assert judged.derived and not judged.other_key
+    assert added("first/x.h", main=main).other_key
 
 
 def test_links_to_headers_are_followed() -> None:
