@@ -66,7 +66,10 @@ def command(
         sets=parse_sets(set_),
     )
     site = find_site(options)
-    planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
+    question = question_of(site, options)
+    planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+    if planned.made_now and os.path.isdir(site.dot):  # The next question of this kind is answered at once.
+        plans.keep(site.root, question, site.seal, planned)
     if changed or since is not None:
         if since is not None and expression:
             raise UsageError("--since takes no expression", hint='requiem list "EXPR" answers one')

@@ -71,6 +71,7 @@ class Running:
     durations_ms: Mapping[str, int] = field(default_factory=dict)
     """Of each step of the plan, how long it took when it last ran; 0 where that is not known."""
     jobs: int = 1
+    planned: plans.Planned | None = None
 
 
 OnStart = Callable[[Running], None]
@@ -197,7 +198,7 @@ class _Run:
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
             durations = {name: self._duration(name) for name, i in plan.instances.items() if not i.is_group}
-            on_start(Running(self.interrupt, blobs.get, site.root, durations, self.jobs()))
+            on_start(Running(self.interrupt, blobs.get, site.root, durations, self.jobs(), self.planned))
             self.performer = self._performer(workspace, surroundings, layout, executor)
             self._schedule(self.performer)
         if not options.dry_run:

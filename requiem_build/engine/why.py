@@ -21,12 +21,12 @@ from ..core.request import Request
 from ..core.result import Result
 from ..executors.discovery import discovered_now
 from ..store.layout import Store
-from . import history, memory, plans
-from .build import build
+from . import history, memory
+from .build import Running, build
 from .contents import Contents
 from .explain import SECRET, Change, System, changes
 from .options import Options
-from .site import Site, find_site, open_store, question_of
+from .site import Site, find_site, open_store
 from .systems import system_changes
 
 SCHEMA = "requiem.why/1"
@@ -150,9 +150,10 @@ def predict(options: Options) -> Prediction:
     def asked(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
         requests[name] = (request, offered)
 
-    report = build(options, listen, asked=asked)
-    site = find_site(options)
-    planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
+    begun: list[Running] = []
+    report = build(options, listen, begun.append, asked)
+    site, planned = find_site(options), begun[0].planned
+    assert planned is not None
     store = open_store(site, planned.store_settings)
     return Prediction(site, store, planned.plan, finished, requests, report.warnings)
 
