@@ -28,13 +28,30 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("page", ["start.md", "store.md", "proof.md"])
 def test_the_guides_sessions_run_as_shown(project: Project, tmp_path: Path, page: str) -> None:
+    run_sessions(SOURCE / "docs/guide" / page, project, with_command(project, tmp_path))
+
+
+@pytest.mark.userns
+@pytest.mark.gcc
+def test_the_sessions_about_why_run_as_shown(project: Project, tmp_path: Path) -> None:
+    page = SOURCE / "docs/guide/why.md"
+    project.write("requiem.toml", blocks(page, "toml")[0])
+    run_sessions(page, project, with_command(project, tmp_path))
+
+
+def with_command(project: Project, tmp_path: Path) -> dict[str, str]:
+    """An environment in whose PATH `requiem` is this very checkout."""
     command = tmp_path / "bin/requiem"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec {sys.executable} -m requiem_build "$@"\n')
     command.chmod(0o755)
     environment = project.environment()
     environment["PATH"] = f"{command.parent}:{environment['PATH']}"
-    for session in blocks(SOURCE / "docs/guide" / page, "console"):
+    return environment
+
+
+def run_sessions(page: Path, project: Project, environment: dict[str, str]) -> None:
+    for session in blocks(page, "console"):
         lines = session.splitlines()
         typed = [line[2:] for line in lines if line.startswith("$ ")]
         shown = [line for line in lines if not line.startswith("$ ")]

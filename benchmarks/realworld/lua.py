@@ -119,9 +119,12 @@ class Ninja:
         wall_s = time.perf_counter() - begun
         return Build(frozenset(re.findall(r"^RAN (\S+)$", done, re.MULTILINE)), wall_s)
 
+    def clean(self) -> None:
+        run(["ninja", "-C", str(self.checkout), "-t", "clean"])
+
 
 def ninja_file(sources: Sequence[Path]) -> str:
-    cflags = "-O2 -Wall -Wextra -DLUA_COMPAT_5_3 -DLUA_USE_LINUX"
+    cflags = "-O2 -Wall -Wextra -DLUA_COMPAT_5_3 -DLUA_USE_LINUX -Ioverride"
     lines = [
         "rule object\n  depfile = $out.d\n  deps = gcc\n  description = $in",
         f"  command = gcc {cflags} -MMD -MF $out.d -c $in -o $out",
@@ -157,10 +160,21 @@ class Story:
         self.wrong: list[str] = []
         print(f"{'scene':44}{'requiem':>9}{'ninja':>8}{'requiem s':>12}{'ninja s':>10}")
 
-    def scene(self, title: str, change: Callable[[Path], None], expect: Callable[[Build, Build], bool]) -> None:
+    def scene(
+        self,
+        title: str,
+        change: Callable[[Path], None],
+        expect: Callable[[Build, Build], bool],
+        *,
+        clean: bool = False,
+    ) -> None:
+        """`clean`: Ninja's outputs are made anew before they judge, because it does not see this change."""
         change(self.requiem.checkout)
         change(self.ninja.checkout)
         ours, theirs = self.requiem.build(), self.ninja.build()
+        if clean:
+            self.ninja.clean()
+            self.ninja.build()
         print(f"{title:44}{len(ours.ran):9}{len(theirs.ran):8}{ours.wall_s:12.2f}{theirs.wall_s:10.2f}")
         if not expect(ours, theirs):
             self.wrong.append(f"{title}: requiem ran {sorted(ours.ran)}, ninja {sorted(theirs.ran)}")
@@ -198,6 +212,18 @@ def delete_outputs(checkout: Path) -> None:
     shutil.rmtree(checkout / "build")
 
 
+def add(file: str, text: str) -> Callable[[Path], None]:
+    def change(checkout: Path) -> None:
+        (checkout / file).parent.mkdir(exist_ok=True)
+        (checkout / file).write_text(text)
+
+    return change
+
+
+def remove(file: str) -> Callable[[Path], None]:
+    return lambda checkout: (checkout / file).unlink()
+
+
 def compiles(build: Build) -> set[str]:
     return {name for name in build.ran if name.endswith(".c")}
 
@@ -213,7 +239,7 @@ def main(folder: Path) -> int:
 
     story.scene("first build", lambda _: None, lambda ours, theirs: ours.ran == theirs.ran)
     story.scene("second build", lambda _: None, lambda ours, _: not ours.ran)
-    story.scene(f"comment in {c_file}", comment(c_file), lambda ours, _: ours.ran == {c_file})
+    story.scene(f"comment in {c_file}", comment(c_file), lambda ours, theirs: ours.ran == {c_file} < theirs.ran)
     story.scene(f"{c_file} put back", put_back(c_file, originals[c_file]), lambda ours, _: not ours.ran)
     story.scene(
         f"comment in {header}",
@@ -222,6 +248,15 @@ def main(folder: Path) -> int:
     )
     story.scene(f"{header} put back", put_back(header, originals[header]), lambda ours, _: not ours.ran)
     story.scene("all outputs deleted", delete_outputs, lambda ours, _: not ours.ran)
+    story.scene("a new header that nobody names", add("src/unrelated.h", "int u;\n"), lambda ours, _: not ours.ran)
+    shadow = "override/stdlib.h"  # Found before the system's: lua.c and luac.c return EXIT_FAILURE.
+    story.scene(
+        f"a new {shadow} (ninja: stale)",
+        add(shadow, "#include_next <stdlib.h>\n#undef EXIT_FAILURE\n#define EXIT_FAILURE 3\n"),
+        lambda ours, theirs: {"src/lua.c", "src/luac.c", "lua", "luac"} <= ours.ran and not theirs.ran,
+        clean=True,
+    )
+    story.scene(f"{shadow} removed", remove(shadow), lambda ours, _: not ours.ran, clean=True)
 
     elsewhere = Requiem(there).build()
     story.same_bytes("another directory, another store", there)

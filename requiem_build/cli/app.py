@@ -21,6 +21,7 @@ from .globals import HELP, Globals, split
 COMMANDS = {
     "build": ("build", "command"),
     "watch": ("watch", "command"),
+    "why": ("why", "command"),
     "list": ("listing", "command"),
     "log": ("inspect", "log"),
     "replay": ("replay", "command"),
@@ -43,7 +44,7 @@ PLUMBING = {
     "canonical": ("inspect", "canonical"),
     "version": ("version", "command"),
 }
-LATER = frozenset({"add", "graph", "import", "observe", "report", "shell", "tighten", "why"})
+LATER = frozenset({"add", "graph", "import", "observe", "report", "shell", "tighten"})
 
 
 class Commands(click.Group):

@@ -27,6 +27,7 @@ JOBS_MAX = 4096
 @click.command()
 @click.argument("targets", nargs=-1)
 @click.option("-j", "--jobs", "jobs", type=int, help="Steps at once (default: the CPUs).")
+@click.option("-l", "--max-load", "max_load", type=float, help="Start no further step from this load average on.")
 @click.option("-k", "--keep-going", "keep_going", is_flag=True, help="A failure skips only dependents.")
 @click.option("-n", "--dry-run", "dry_run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--mode", "mode", help="turbo (parallel) or repro (one by one, in plan order).")
@@ -44,6 +45,7 @@ def command(
     context: click.Context,
     targets: tuple[str, ...],
     jobs: int | None,
+    max_load: float | None,
     keep_going: bool,
     dry_run: bool,
     mode: str | None,
@@ -65,6 +67,7 @@ def command(
         shared,
         targets=targets,
         jobs=jobs,
+        max_load=max_load,
         keep_going=keep_going,
         dry_run=dry_run,
         mode=mode,
@@ -103,6 +106,9 @@ def make_options(shared: Globals, *, mode: str | None, jobs: int | None, **rest:
     _one_of("--sandbox", rest.get("sandbox"), LEVELS)
     if jobs is not None and not 0 < jobs <= JOBS_MAX:
         raise UsageError(f"-j is {jobs}, not a number of jobs from 1 to {JOBS_MAX}")
+    max_load = rest.get("max_load")
+    if max_load is not None and not 0 < max_load < 1e6:
+        raise UsageError(f"-l is {max_load:g}, not a load average")
     if mode is None:
         from ..engine.settings import load_settings
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from ..core.policy import WORKSPACE
 
 if TYPE_CHECKING:
     from ..engine.build import Running
+    from ..engine.estimate import Estimate
     from ..engine.report import Report
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -82,6 +84,8 @@ class Console:
 
     def begin(self, running: Running) -> None:
         self._running = running
+        if self._live:
+            self._live.expect(running.durations_ms, running.jobs)
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -220,16 +224,33 @@ class Live:
         self._progress: Any = None
         self._task: Any = None
         self._names: dict[str, None] = {}
+        self._estimate: Estimate | None = None
+
+    def expect(self, durations_ms: Mapping[str, int], jobs: int) -> None:
+        from ..engine.estimate import Estimate
+
+        self._estimate = Estimate(durations_ms, durations_ms, jobs)
+
+    def _left(self) -> str:
+        left_ms = self._estimate.left_ms(time.monotonic() * 1000) if self._estimate is not None else None
+        return "" if left_ms is None else f"about {duration(round(left_ms / 1000) * 1000)} left"
 
     def start(self, total: int) -> None:
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn
+        from rich.text import Text
+
+        left = self._left
+
+        class Left(TextColumn):
+            def render(self, task: Task) -> Text:
+                return Text(left())
 
         console = RichConsole(stderr=True, highlight=False, markup=False, emoji=False)
         self._progress = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TimeRemainingColumn(compact=True),
+            Left(""),
             TextColumn("{task.description}", markup=False),
             console=console,
             transient=True,
@@ -240,10 +261,14 @@ class Live:
 
     def running(self, name: str) -> None:
         self._names[name] = None
+        if self._estimate is not None:
+            self._estimate.started(name, time.monotonic() * 1000)
         self._describe()
 
     def finished(self, name: str, done: int) -> None:
         self._names.pop(name, None)
+        if self._estimate is not None:
+            self._estimate.finished(name)
         if self._progress is not None:
             self._progress.update(self._task, completed=done)
         self._describe()

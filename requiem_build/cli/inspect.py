@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = (
     *("manifest", "request", "result", "record", "meta", "event", "report", "replay", "reproduce", "version"),
+    *("list", "why"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
     *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle"),
 )

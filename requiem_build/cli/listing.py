@@ -1,68 +1,166 @@
-"""`requiem list`, and `requiem` alone: the steps of this project."""
+"""`requiem list`, and `requiem` alone: the steps of this project, and answers to questions about them."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
-from ..core.errors import NotBuiltYet
+from ..core.errors import UsageError
+from ..core.instance import Instance, Plan
 from ..engine import plans
 from ..engine.options import Options
-from ..engine.site import find_site, question_of
+from ..engine.site import Site, find_site, question_of
 from .build import parse_sets
-from .console import plain, write_out
+from .console import plain, write_err, write_out
 from .globals import Globals
+
+if TYPE_CHECKING:
+    from ..core.query import Answer
+    from ..engine.affected import Affected
+
+SCHEMA = "requiem.list/1"
+EVERYTHING = ("*",)
 
 
 @click.command()
-@click.argument("targets", nargs=-1)
+@click.argument("expression", nargs=-1)
+@click.option("--changed", "changed", is_flag=True, help="The arguments are FILES: what would run if they changed.")
+@click.option(
+    "--since", "since", metavar="REV", help="What would run because of all that changed since a git revision."
+)
 @click.option("--profile", "profile", help="Use [profiles.NAME].")
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
 @click.option("--tag", "tag", multiple=True, help="Only steps with this tag.")
-@click.option("--since", "since", hidden=True)
-@click.option("--changed", "changed", multiple=True, hidden=True)
 @click.pass_context
 def command(
     context: click.Context,
-    targets: tuple[str, ...],
+    expression: tuple[str, ...],
+    changed: bool,
+    since: str | None,
     profile: str | None,
     set_: tuple[str, ...],
     tag: tuple[str, ...],
-    since: str | None,
-    changed: tuple[str, ...],
 ) -> int:
-    """List the steps and their instances."""
-    if since is not None or changed:
-        raise NotBuiltYet("--since" if since is not None else "--changed")
+    """List the steps, or those that an expression means.
+
+    deps(X) rdeps(X) path(A, B) inputs(X) outputs(X) tag(T), names, paths and patterns, joined by " + ", " - ", " & "
+    and brackets; quote it for the shell.
+    """
     shared: Globals = context.obj
+    if changed and since is not None:
+        raise UsageError("--changed and --since are two questions", hint="ask one")
+    if changed and not expression:
+        raise UsageError("--changed needs FILES")
+    asks = bool(expression) or since is not None
     options = Options(
         shared.start,
         shared.environment,
         manifest=shared.file,
-        targets=targets,
-        tags=tag,
+        targets=EVERYTHING if asks else (),
+        tags=() if asks else tag,
         profile=profile,
         sets=parse_sets(set_),
     )
     site = find_site(options)
-    plan = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots).plan
+    question = question_of(site, options)
+    planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+    if planned.made_now and os.path.isdir(site.dot):  # The next question of this kind is answered at once.
+        plans.keep(site.root, question, site.seal, planned)
+    if changed or since is not None:
+        if since is not None and expression:
+            raise UsageError("--since takes no expression", hint='requiem list "EXPR" answers one')
+        _show_affected(shared, _affected(site, options, planned, expression, since), planned.plan, tag)
+    elif expression:
+        _show_answer(shared, _ask(site, options, planned.plan, expression, tag), planned.plan)
+    else:
+        _show_steps(shared, planned.plan)
+    return 0
+
+
+# Questions
+
+
+def _ask(site: Site, options: Options, plan: Plan, words: tuple[str, ...], tags: tuple[str, ...]) -> Answer:
+    from ..core.query import Answer, ask
+
+    found = ask(plan, " ".join(words), _directory(site, options))
+    if tags and not found.files:
+        return Answer(tuple(name for name in found.names if set(plan.instances[name].tags) & set(tags)))
+    return found
+
+
+def _directory(site: Site, options: Options) -> str:
+    relative = os.path.relpath(options.start, site.root)
+    return "." if relative.startswith("..") else relative
+
+
+def _affected(
+    site: Site, options: Options, planned: plans.Planned, files: tuple[str, ...], since: str | None
+) -> list[Affected]:
+    from ..engine import memory
+    from ..engine.affected import Finder, edit_of
+
+    known = memory.load(site.dot, site.seal)
+    if since is not None:
+        from ..engine.revisions import edit_since
+
+        edit = edit_since(site.root, since)
+    else:
+        paths = [_relative(site, options.start, file) for file in files]
+        for path in paths:
+            maker = planned.plan.declared.get(path)
+            if maker is not None:
+                write_err(f'warning: "{plain(path)}" is made by "{plain(maker)}": the next build would put it back\n')
+        edit = edit_of(site.root, paths, known)
+    finder = Finder(site.root, planned, question_of(site, options), known, site.settings.roots)
+    return finder.affected(edit)
+
+
+def _relative(site: Site, start: str, file: str) -> str:
+    full = os.path.normpath(os.path.join(start, file))
+    if not full.startswith(site.root + "/"):
+        raise UsageError(f'"{file}" is outside of the workspace', facts=[("workspace", site.root)])
+    return os.path.relpath(full, site.root)
+
+
+# Answers
+
+
+def _show_answer(shared: Globals, answer: Answer, plan: Plan) -> None:
     if shared.json:
-        rows = [
-            {
-                "command": list(instance.command),
-                "description": instance.description,
-                "inputs": [item.path for item in instance.inputs],
-                "name": name,
-                "needs": list(instance.needs),
-                "outputs": list(instance.outputs),
-                "step": instance.step,
-                "tags": list(instance.tags),
-            }
-            for name, instance in plan.instances.items()
+        if answer.files:
+            _write_json({"files": list(answer.names), "steps": []})
+        else:
+            _write_json({"steps": _rows(plan.instances[name] for name in answer.names)})
+        return
+    for name in answer.names:
+        write_out(plain(name) + "\n")
+
+
+def _show_affected(shared: Globals, found: list[Affected], plan: Plan, tags: tuple[str, ...]) -> None:
+    if tags:
+        found = [
+            each for each in found if each.name in plan.instances and set(plan.instances[each.name].tags) & set(tags)
         ]
-        write_out(json.dumps({"schema": "requiem.list/1", "steps": rows}, indent=2, ensure_ascii=False) + "\n")
-        return 0
+    if shared.json:
+        rows = [{"because": each.because, "certain": each.certain, "name": each.name} for each in found]
+        _write_json({"affected": rows, "steps": []})
+        return
+    for each in found:
+        if shared.quiet:
+            write_out(f"{plain(each.name)}\n")
+        else:
+            write_out(f"{'runs' if each.certain else 'may'.ljust(4)}  {plain(each.name)}  ({plain(each.because)})\n")
+
+
+def _show_steps(shared: Globals, plan: Plan) -> None:
+    if shared.json:
+        _write_json({"steps": _rows(plan.instances.values())})
+        return
     by_step: dict[str, list[str]] = {}
     for name, instance in plan.instances.items():
         by_step.setdefault(instance.step, []).append(name)
@@ -77,4 +175,23 @@ def command(
             for name in names:
                 outputs = ", ".join(plan.instances[name].outputs)
                 write_out(f"  {plain(name)}" + (f" -> {plain(outputs)}" if outputs else "") + "\n")
-    return 0
+
+
+def _rows(instances: Iterable[Instance]) -> list[dict[str, object]]:
+    return [
+        {
+            "command": list(instance.command),
+            "description": instance.description,
+            "inputs": [item.path for item in instance.inputs],
+            "name": instance.name,
+            "needs": list(instance.needs),
+            "outputs": list(instance.outputs),
+            "step": instance.step,
+            "tags": list(instance.tags),
+        }
+        for instance in instances
+    ]
+
+
+def _write_json(answer: dict[str, object]) -> None:
+    write_out(json.dumps({"schema": SCHEMA, **answer}, indent=2, ensure_ascii=False) + "\n")

@@ -17,6 +17,11 @@ SCHEMA = "requiem.request/1"
 ABSENT = "absent"
 LISTING = "//discover"
 """The key in `discovered` that holds the digest of the list of all paths that `discover` matches."""
+SHADOWS = "//shadows"
+"""The key that holds the digest of the list of those among them that end in the name of a system header.
+
+`//shadows:/usr/include/x` counts further directories of the system, joined by colons.
+"""
 
 
 def by_bytes(texts: Sequence[str] | set[str]) -> list[str]:
@@ -214,7 +219,7 @@ def _discovered(value: object) -> dict[str, str] | None:
     if not isinstance(value, dict):
         raise RequestError("request.discovered must be null or map paths to digests")
     for path, found in value.items():
-        if path != LISTING:
+        if path != LISTING and path.split(":")[0] != SHADOWS:
             _paths([path], "discovered")
         if found != ABSENT and not is_digest(found):
             raise RequestError(f"request.discovered[{path!r}] must be a digest or 'absent'")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..core.digest import Digest
+from ..core.entries import Entry
 from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
@@ -24,8 +26,8 @@ from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
 from ..store.outbox import Outbox
+from . import explain, noop, plans, schedule
 from . import memory as memories
-from . import noop, plans, schedule
 from .evidence import Outputs
 from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
 from .layout import Layout, tracked_by_git
@@ -52,6 +54,9 @@ from .surroundings import Surroundings
 from .upkeep import Upkeep
 from .workspace import Workspace
 
+if TYPE_CHECKING:
+    from .admission import Admission
+
 OVERLAP = 1
 """Workers beyond the steps that may run at once: while one collects its outputs, another's step runs."""
 
@@ -65,13 +70,22 @@ class Running:
     interrupt: Callable[[int], None]
     read: Callable[[Digest], bytes]
     root: str
+    durations_ms: Mapping[str, int] = field(default_factory=dict)
+    """Of each step of the plan, how long it took when it last ran; 0 where that is not known."""
+    jobs: int = 1
+    planned: plans.Planned | None = None
 
 
 OnStart = Callable[[Running], None]
+Asked = Callable[[str, Request, Mapping[str, Entry]], None]
+
+EXPLAINED_MAX = 20
 
 
-def build(options: Options, listener: Listener, on_start: OnStart = lambda _: None) -> Report:
-    """Builds, and says how it went. `on_start` is called before the first step.
+def build(
+    options: Options, listener: Listener, on_start: OnStart = lambda _: None, asked: Asked | None = None
+) -> Report:
+    """Builds, and says how it went. `on_start` is called before the first step, `asked` with each step's request.
 
     Raises RequiemError for what is wrong before any step runs; a failed step is in the report.
     """
@@ -83,7 +97,7 @@ def build(options: Options, listener: Listener, on_start: OnStart = lambda _: No
 
     with workspace_lock(site.dot, wait=options.wait, notice=notice):
         clear_scratch(site.dot)
-        run = _Run(site, options, listener)
+        run = _Run(site, options, listener, asked)
         try:
             return run.run(on_start)
         except BaseException:
@@ -100,8 +114,9 @@ def _make_garbage_rare() -> None:
 class _Run:
     """The state of one build while it lasts."""
 
-    def __init__(self, site: Site, options: Options, listener: Listener) -> None:
+    def __init__(self, site: Site, options: Options, listener: Listener, asked: Asked | None) -> None:
         self.site = site
+        self.asked = asked
         self.options = options
         self.run_id = new_run_id()
         self.listener = listener
@@ -109,6 +124,7 @@ class _Run:
         self.stop = schedule.Stop(self._insist)
         self.signal: int | None = None
         self.kill = False
+        self.one_job = False
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
@@ -207,7 +223,8 @@ class _Run:
         _make_garbage_rare()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
-            on_start(Running(self.interrupt, blobs.get, site.root))
+            durations = {name: self._duration(name) for name, i in plan.instances.items() if not i.is_group}
+            on_start(Running(self.interrupt, blobs.get, site.root, durations, self.jobs(), self.planned))
             self.performer = self._performer(workspace, surroundings, layout, executor)
             self._schedule(self.performer)
         if not options.dry_run:
@@ -242,6 +259,7 @@ class _Run:
     @contextmanager
     def _executor(self, blobs: Blobs, surroundings: Surroundings, workspace: Workspace) -> Iterator[Executor]:
         roots = [surroundings.host_path(root) for root in self.planned.plan.roots.values()]
+        admission = self._admission()
 
         def boot(request: Request) -> Sandbox:
             return boot_sandbox(request, self.site, self.store, roots)
@@ -252,11 +270,43 @@ class _Run:
             workspace=self.site.root,
             jobs=self.jobs(),
             list_undeclared=self.options.verbose,
+            maker=self._maker,
+            admit=admission or nullcontext,
         )
         try:
             yield executor
         finally:
             executor.close()
+            if admission is not None:
+                admission.close()
+
+    def _admission(self) -> Admission | None:
+        """A gate for what may run at once beside -j, where make, the flags or the configuration ask for one."""
+        options, settings = self.options, self.site.settings
+        max_load = settings.max_load if options.max_load is None else options.max_load
+        named = "jobserver" in options.environment.get("MAKEFLAGS", "") and options.jobs is None
+        if options.dry_run or options.mode == "repro" or not (named or max_load or settings.min_memory):
+            return None
+        from .admission import Admission
+        from .jobserver import Unavailable, find_jobserver
+
+        jobserver = None
+        try:
+            jobserver = find_jobserver(options.environment) if named else None
+        except Unavailable as reason:
+            self.emit(Warned(f"{reason}; one step at a time"))
+            self.one_job = True
+        return Admission(
+            jobserver=jobserver,
+            max_load=max_load,
+            min_memory=settings.min_memory,
+            cancelled=lambda: self.signal is not None,
+        )
+
+    def _maker(self, path: str) -> str | None:
+        from ..core.query import Graph
+
+        return Graph(self.planned.plan).maker(path, ".")
 
     def _rebuilder(self, executor: Executor, blobs: Blobs) -> Rebuilder:
         if self.options.dry_run:
@@ -301,7 +351,20 @@ class _Run:
             verbose=self.options.verbose,
             trust=self.trust.digest if self.trust is not None else "",
             why_refused=partial(self.trust.why_refused, self.view) if self.trust is not None else None,
+            explain=self._explain,
+            asked=self.asked,
         )
+
+    def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:
+        """The difference of two requests in a line: the first one, or with --explain all."""
+        from .systems import system_changes
+
+        shown_max = EXPLAINED_MAX if self.options.explain else 1
+        return explain.short_reason(old, new, system_changes(self.site.cache_home), shown_max=shown_max)
+
+    def _duration(self, name: str) -> int:
+        remembered = self.memory.steps.get(name)
+        return remembered.duration_ms if remembered is not None else 0
 
     def _priority(self) -> Priority:
         if self.options.shuffle is not None:
@@ -316,7 +379,7 @@ class _Run:
         return critical_path_first(self.planned.plan, durations)
 
     def jobs(self) -> int:
-        if self.options.mode == "repro" or self.options.dry_run:
+        if self.options.mode == "repro" or self.options.dry_run or self.one_job:
             return 1
         return self.options.jobs or self.site.settings.jobs or len(os.sched_getaffinity(0))
 

@@ -29,6 +29,7 @@ _MENTIONS = [
         r"No rule to make target ['\"`‘]([^'\"’]+)['\"’]",
     )
 ]
+_GENERATED = re.compile(r'^read "(.+)", which step ".+" makes, without declaring it$', re.M)
 _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
 _WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
@@ -50,6 +51,8 @@ def for_failure(
             outside = _outside(mention, instance)
             if outside:
                 found[outside] = None
+    for match in _GENERATED.finditer(text):
+        found[_input_line(instance, match.group(1))] = None
     for match in _COMMAND.finditer(text):
         name = next(group for group in match.groups() if group)
         line = _program(name, instance)

@@ -23,9 +23,9 @@ PACKED_MAX = 16 * 1024 * 1024
 
 
 def new_run_id() -> str:
-    """Sortable by time, and not the same for two runs of one second."""
+    """Sortable by time, also within a second, and not the same for two runs of one moment."""
     now = datetime.datetime.now(datetime.UTC)
-    return f"{now:%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}"
+    return f"{now:%Y%m%dT%H%M%SZ}-{now.microsecond:05x}{os.urandom(2).hex()}"
 
 
 def now_text() -> str:

@@ -16,6 +16,7 @@ class Options:
     targets: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     jobs: int | None = None
+    max_load: float | None = None
     keep_going: bool = False
     dry_run: bool = False
     mode: str = "turbo"

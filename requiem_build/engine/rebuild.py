@@ -17,7 +17,7 @@ from ..core.request import Request
 from ..core.result import Record, Result
 from ..executors.base import Executor, Ran
 from ..executors.blobs import EACH_MAX, Blobs
-from ..executors.local import discovered_now
+from ..executors.discovery import discovered_now
 from ..store.layout import Store
 
 

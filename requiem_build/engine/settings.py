@@ -12,7 +12,7 @@ from ..core.policy import DURABILITIES, LEVELS
 
 _KEYS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "store": {"path": (str,), "durability": (str,), "max_size": (str, int)},
-    "build": {"jobs": (int,), "mode": (str,), "sandbox": (str,)},
+    "build": {"jobs": (int,), "max_load": (float, int), "min_memory": (str,), "mode": (str,), "sandbox": (str,)},
 }
 
 
@@ -23,6 +23,10 @@ class Settings:
     store_size_max: int | None = None
     """In bytes. For the store that is really used, a manifest's wish counts only without it."""
     jobs: int | None = None
+    max_load: float | None = None
+    """The load average from which on no further step is started while one runs."""
+    min_memory: int | None = None
+    """Bytes that must be available for a further step to be started while one runs."""
     mode: str | None = None
     sandbox: str | None = None
     roots: Mapping[str, Any] = field(default_factory=dict)
@@ -68,6 +72,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         store_path=environment.get("REQUIEM_CAS_DIR") or store.get("path"),
         store_size_max=_size_max(store.get("max_size"), path),
         jobs=_jobs(environment.get("REQUIEM_JOBS"), build.get("jobs")),
+        max_load=_load(build.get("max_load"), path),
+        min_memory=_memory(build.get("min_memory"), path),
         mode=build.get("mode"),
         sandbox=sandbox,
         roots=value.get("roots", {}),
@@ -124,3 +130,22 @@ def _jobs(text: str | None, configured: int | None) -> int | None:
     if not text.isdigit() or not 0 < int(text) <= 4096:
         raise UsageError(f"REQUIEM_JOBS is {text!r}, not a number of jobs from 1 to 4096")
     return int(text)
+
+
+def _load(configured: float | None, path: str) -> float | None:
+    if configured is not None and not 0 < configured < 1e6:
+        raise UsageError(f"build.max_load is {configured}, not a load average", facts=[("configuration", path)])
+    return configured
+
+
+def _memory(configured: str | None, path: str) -> int | None:
+    if configured is None:
+        return None
+    from ..core.kinds import size_bytes
+
+    found = size_bytes(configured)
+    if found is None:
+        raise UsageError(
+            f"build.min_memory is {configured!r}, not a size", facts=[("configuration", path)], hint='such as "2GiB"'
+        )
+    return found

@@ -20,7 +20,7 @@ from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.instance import Instance
 from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request
-from ..executors.local import discovered_now
+from ..executors.discovery import discovered_now
 from ..store.layout import Store
 from . import explain, hints, lost
 from .layout import Layout
@@ -107,6 +107,10 @@ class Performer:
     """The hit policy's digest, empty if any record may answer."""
     why_refused: Callable[[Request, Mapping[str, Entry]], str] | None = None
     """Why that policy did not take a record that is there; empty if there was none."""
+    explain: Callable[[Mapping[str, object], Mapping[str, object]], str] = explain.short_reason
+    """Words for the difference of two requests."""
+    asked: Callable[[str, Request, Mapping[str, Entry]], None] | None = None
+    """Told each step's request, and what `discover` offers to it, before it is answered."""
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
@@ -197,6 +201,8 @@ class Performer:
         command, shown = self._command(instance, inputs)
         asked = self.maker.make(instance, inputs, command, made)
         offered = self._offered(instance, made)
+        if self.asked is not None:
+            self.asked(instance.name, asked.request, offered)
         refusal = self._why_not_remembered(instance, asked.request)
         if self.use_cache and not refusal:
             fresh = self._fresh(instance, asked.request, offered)
@@ -508,4 +514,4 @@ class Performer:
         if request.digest == remembered.request_digest:
             gone = [path for path, entry in remembered.outputs.items() if not self.layout.is_right(path, entry)]
             return f"output {gone[0]} is missing or changed" if gone else "its result is gone from the store"
-        return explain.short_reason(json.loads(kept.request), request.as_json())
+        return self.explain(json.loads(kept.request), request.as_json())

@@ -16,7 +16,7 @@ from ..core.errors import EnvironmentFault, UsageError
 from ..core.request import Request
 from ..core.result import Record
 from ..core.trust import LEVELS, HitPolicy
-from ..executors.local import discovered_now
+from ..executors.discovery import discovered_now
 from ..store.keys import LOCAL, Key, Keys, Verifier
 from ..store.layout import Store
 from ..store.seals import SealedRecords, seal

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import posixpath
 import queue
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from ..core import canonical
-from ..core.digest import Digest, object_digest
+from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault
 from ..core.patterns import compile_pattern, is_pattern, unescape
@@ -27,6 +26,7 @@ from .base import Ran
 from .blobs import EACH_MAX, Blobs
 from .collect import Collector, NotCollected
 from .depfile import parse_depfile
+from .discovery import discovered_now, named_in_discovered, path_set, workspace_paths
 from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
@@ -49,11 +49,16 @@ class LocalExecutor:
         workspace: str,
         jobs: int = 1,
         list_undeclared: bool = False,
+        maker: Callable[[str], str | None] = lambda _: None,
+        admit: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run."""
         self.blobs = blobs
         self._boot = boot
         self._workspace = workspace
         self._list_undeclared = list_undeclared
+        self._maker = maker
+        self._admit = admit
         self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()  # A semaphore that costs next to nothing.
         for _ in range(jobs):
             self._turns.put(None)
@@ -66,16 +71,17 @@ class LocalExecutor:
         job = self._job(request, offered, limits)
         self._turns.get()
         try:
-            sandbox = self._acquire(request)
-            started = time.monotonic()
-            try:
-                finished = sandbox.run(job)
-            except BaseException as error:
-                self._release(request, sandbox, healthy=False)
-                if isinstance(error, EnvironmentFault | OSError):
-                    raise vanished(job, error) or error from error
-                raise
-            duration_ms = round((time.monotonic() - started) * 1000)
+            with self._admit():
+                sandbox = self._acquire(request)
+                started = time.monotonic()
+                try:
+                    finished = sandbox.run(job)
+                except BaseException as error:
+                    self._release(request, sandbox, healthy=False)
+                    if isinstance(error, EnvironmentFault | OSError):
+                        raise vanished(job, error) or error from error
+                    raise
+                duration_ms = round((time.monotonic() - started) * 1000)
         finally:
             self._turns.put(None)
         # What a step left lies in its sandbox until it is collected; another step may run in another meanwhile.
@@ -220,7 +226,7 @@ class LocalExecutor:
         if discovered is not None:
             final = request.with_discovered(discovered_now(discovered, offered))
             for path in discovered:
-                named = _named_in_discovered(path, offered)
+                named = named_in_discovered(path, offered)
                 if named is not None:  # Every digest in a request is that of an object: a replay needs nothing else.
                     self.blobs.put(named)
         result = make_result(
@@ -264,54 +270,20 @@ class LocalExecutor:
             named = parse_depfile(self.blobs.get(entry.digest))
         except ValueError as error:
             raise NotCollected(f'depfile "{request.depfile}" cannot be read: {error}') from None
-        cwd = _relative_cwd(request.cwd, self._workspace)
-        read = {_plain(path, cwd) for path in named} & set(offered)
-        for folder in _unreported(request.command, cwd):
-            read |= {path for path in offered if path.startswith(folder + "/")}
-        return (*by_bytes(_with_targets(read, offered)), LISTING)
+        if request.policy.sandbox != "strict":  # There the step sees nothing but what it may read.
+            self._check_generated(request, named, offered)
+        return path_set(request, named, offered, self.blobs.get, self._workspace)
 
-
-_SYSTEM_INCLUDE = re.compile(r"-(?:isystem|idirafter|cxx-isystem)[ =]?\s*([^\s'\"]+)")
-
-
-def _unreported(command: Sequence[str], cwd: str) -> set[str]:
-    """Workspace directories whose headers `-MMD` leaves out as the system's: all that they offer counts as read."""
-    found = _SYSTEM_INCLUDE.findall(" ".join(command))
-    return {plain for plain in (_plain(path, cwd) for path in found) if not plain.startswith("..")}
-
-
-def _with_targets(read: set[str], offered: Mapping[str, Entry]) -> set[str]:
-    """What is read through a symlink is read too."""
-    found = set(read)
-    pending = list(read)
-    for path in pending:
-        entry = offered.get(path)
-        if isinstance(entry, Link):
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry.target))
-            if target in offered and target not in found:
-                found.add(target)
-                pending.append(target)
-    return found
-
-
-def discovered_now(paths: tuple[str, ...], offered: Mapping[str, Entry]) -> dict[str, str]:
-    """The path set filled with what stands there now: digests, or `absent`."""
-    found: dict[str, str] = {}
-    for path in paths:
-        named = _named_in_discovered(path, offered)
-        entry = offered.get(path)
-        found[path] = (
-            object_digest(named) if named is not None else entry.digest if isinstance(entry, File) else "absent"
-        )
-    return found
-
-
-def _named_in_discovered(path: str, offered: Mapping[str, Entry]) -> bytes | None:
-    """What a path set's digest names where that is no file's content: the list of all, a link or a directory."""
-    if path == LISTING:
-        return canonical.encode_plain(by_bytes(set(offered)))
-    entry = offered.get(path)
-    return None if entry is None or isinstance(entry, File) else canonical.encode_plain(entry.as_input())
+    def _check_generated(self, request: Request, named: Sequence[str], offered: Mapping[str, Entry]) -> None:
+        """Refuses a file that another step makes and nobody declared: the next build could meet an old one."""
+        for path in workspace_paths(request, named, self._workspace):
+            own = any(path == o or (o.endswith("/") and path.startswith(o)) for o in request.outputs)
+            declared = path in offered or any(path == i or path.startswith(i) for i in request.inputs if i[-1] == "/")
+            if own or declared or path in request.inputs:
+                continue
+            maker = self._maker(path)
+            if maker is not None:
+                raise NotCollected(f'read "{path}", which step "{maker}" makes, without declaring it')
 
 
 def describe(finished: Finished, limits: Limits) -> str:
@@ -347,8 +319,3 @@ def _relative_cwd(cwd: str, workspace: str) -> str:
     if not cwd.startswith("/"):
         return cwd
     return posixpath.relpath(cwd, workspace)
-
-
-def _plain(path: str, cwd: str) -> str:
-    """A depfile's path, relative to the workspace's root if it lies in it."""
-    return posixpath.relpath(posixpath.normpath(posixpath.join(WORKSPACE, cwd, path)), WORKSPACE)

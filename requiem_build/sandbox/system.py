@@ -94,7 +94,21 @@ def system_digest(cache_dir: str) -> Digest:
     digest = object_digest(b"\n".join(lines))
     if fingerprint is not None:
         whole.save({fingerprint: digest})
+    from . import parts
+
+    parts.keep(cache_dir, digest, package_lines(databases), lines[2:])
     return digest
+
+
+def package_lines(databases: Sequence[str]) -> list[bytes]:
+    """`name version architecture` of each installed package, for messages; empty where the database is not text."""
+    first = databases[0]
+    if first == _PACMAN:
+        return [os.fsencode(" ".join(name.rpartition("-")[0].rpartition("-")[::2])) for name in _names(first)]
+    if not first.startswith(_DPKG) and first not in _APK:
+        return []
+    content = Path(first).read_bytes()
+    return parse_dpkg(content) if first.startswith(_DPKG) else parse_apk(content)
 
 
 def _package_databases() -> list[str]:

@@ -1,0 +1,158 @@
+"""Discovered inputs end to end: which new, edited and vanished headers compile what, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jsonschema
+import pytest
+from project import SOURCE, Project
+
+pytestmark = [pytest.mark.userns, pytest.mark.gcc]
+
+MANIFEST = """
+    [steps.compile]
+    foreach.src = "src/*.c"
+    command = ["gcc", "-Ifirst", "-Iinc", "-MMD", "-MF", "{{ depfile }}", "-c", "{{ src }}", "-o", "{{ output }}"]
+    inputs = ["{{ src }}"]
+    discover = ["**/*.h"]
+    depfile = "build/{{ src.stem }}.d"
+    outputs = ["build/{{ src.stem }}.o"]
+"""
+
+
+@pytest.fixture
+def tree(project: Project) -> Project:
+    project.write("src/a.c", '#include <stdio.h>\n#include "x.h"\nint a = X;\n')
+    project.write("src/b.c", '#if __has_include("opt.h")\n#include "opt.h"\n#endif\nint b;\n')
+    project.write("inc/x.h", "#define X 1\n")
+    project.manifest(MANIFEST)
+    assert project.build().counts == {"ran": 2}
+    return project
+
+
+def ran(project: Project) -> set[str]:
+    return {name for name, state in project.build().states.items() if state == "ran"}
+
+
+def test_an_unrelated_new_header_compiles_nothing_and_a_shadowing_one_does(tree: Project) -> None:
+    tree.write("inc/unrelated.h", "\n")
+    tree.write("inc/deep/x.h", "\n")
+    assert tree.build().counts == {"fresh": 2}
+    tree.write("first/x.h", "#define X 2\n")
+    again = tree.build()
+    assert again.states == {"compile:src/a.c": "ran", "compile:src/b.c": "fresh"}
+    assert again.step("compile:src/a.c")["reason"] == "new discovered input first/x.h"
+    tree.write("first/x.h", "#define X 3\n")
+    assert ran(tree) == {"compile:src/a.c"}
+    (tree.root / "first/x.h").unlink()
+    assert tree.build().counts == {"hit": 1, "fresh": 1}
+
+
+def test_what_was_only_asked_for_counts_when_it_comes_and_when_it_goes(tree: Project) -> None:
+    tree.write("inc/opt.h", "int o;\n")
+    assert ran(tree) == {"compile:src/b.c"}
+    (tree.root / "inc/opt.h").unlink()
+    assert tree.build().counts == {"hit": 1, "fresh": 1}
+
+
+def test_a_header_with_the_name_of_a_system_header_compiles_all(tree: Project) -> None:
+    tree.write("first/features.h", "#include_next <features.h>\n")
+    again = tree.build()
+    assert again.counts == {"ran": 2}
+    assert "name of a system header" in again.step("compile:src/a.c")["reason"]
+
+
+def test_the_request_holds_what_was_looked_for_and_is_what_its_schema_says(tree: Project) -> None:
+    tree.write("requiem.toml", tree.read("requiem.toml").replace('"-Iinc"', '"-Iinc", "-I/usr/share"'))
+    tree.build()
+    text = tree.run("show", "request", "compile:src/a.c").out
+    request = json.loads(text)
+    jsonschema.validate(request, json.loads((SOURCE / "schemas/request.schema.json").read_text()))
+    discovered = request["discovered"]
+    assert discovered["inc/x.h"] != discovered["first/x.h"] == discovered["src/x.h"] == "absent"
+    assert "//shadows:/usr/share" in discovered and "//discover" not in discovered
+    tree.write("r.json", text)
+    digest = tree.run("digest", "request", "r.json").out.strip()
+    assert digest == tree.build().step("compile:src/a.c")["request_digest"]
+    tree.write("r.json", text.replace("//shadows:/usr", "//shadow:/usr"))
+    tree.refuse("digest", "request", "r.json")
+
+
+def test_several_path_sets_are_known_newest_first_and_bounded(tree: Project) -> None:
+    variants = [f'#include "h{number}.h"\n' for number in range(20)]
+    for number in range(20):
+        tree.write(f"inc/h{number}.h", f"int h{number};\n")
+    for text in variants:  # Which header is read depends on another header alone: one request, many path sets.
+        tree.write("inc/x.h", "#define X 1\n" + text)
+        assert ran(tree) == {"compile:src/a.c"}
+    for text in reversed(variants[-16:]):
+        tree.write("inc/x.h", "#define X 1\n" + text)
+        assert "ran" not in tree.build().counts
+    sets = [
+        json.loads(path.read_text())["sets"] for path in (tree.root / ".cas/records/paths").rglob("*") if path.is_file()
+    ]
+    assert max(map(len, sets)) == 16
+    tree.write("inc/x.h", "#define X 1\n" + variants[0])
+    assert ran(tree) == {"compile:src/a.c"}
+
+
+def test_hits_by_any_of_several_path_sets_after_all_is_deleted(tree: Project) -> None:
+    tree.write("first/x.h", "#define X 2\n")
+    tree.build()
+    (tree.root / "first/x.h").unlink()
+    shutil.rmtree(tree.root / "build")
+    shutil.rmtree(tree.root / ".requiem")
+    assert tree.build().counts == {"hit": 2}
+
+
+def test_a_header_that_changes_while_the_step_runs_is_never_remembered_under_the_old_key(project: Project) -> None:
+    project.write("inc/x.h", "1\n")
+    there = project.base
+    project.manifest(f"""
+        [steps.slow]
+        command = "touch {there}/begun; while [ ! -e {there}/go ]; do sleep 0.01; done; cat inc/x.h > o; echo 'o: inc/x.h' > d"
+        discover = ["inc/*.h"]
+        depfile = "d"
+        outputs = ["o"]
+        sandbox = "process"
+    """)
+    process = project.start("build")
+    while not (there / "begun").exists():
+        assert process.poll() is None
+    project.write("inc/x.h", "2\n")
+    (there / "go").touch()
+    process.communicate(timeout=60)
+    assert project.read("o") == "1\n"  # What was hashed is what it was shown.
+    assert project.build().counts == {"ran": 1}
+    assert project.read("o") == "2\n"
+    project.write("inc/x.h", "1\n")
+    assert project.build().counts == {"hit": 1}
+    assert project.read("o") == "1\n"
+
+
+def test_an_undeclared_generated_header_is_refused_at_every_level(project: Project) -> None:
+    project.write("m.c", '#include "gen.h"\nint m = G;\n')
+    project.manifest("""
+        [steps.gen]
+        command = "echo '#define G 1' > build/gen.h"
+        outputs = ["build/gen.h"]
+        [steps.m]
+        command = ["gcc", "-Ibuild", "-MMD", "-MF", "m.d", "-c", "m.c", "-o", "m.o"]
+        inputs = ["m.c"]
+        discover = ["inc/*.h"]
+        depfile = "m.d"
+        outputs = ["m.o"]
+    """)
+    hint = '"build/gen.h" exists but is not an input of "m": inputs = [..., "build/gen.h"]'
+    failed = project.build(expect=1)
+    assert failed.states == {"gen": "ran", "m": "failed"} and hint in failed.err
+    failed = project.build("--sandbox", "none", expect=1)
+    assert 'step "m" failed: read "build/gen.h", which step "gen" makes, without declaring it' in failed.err
+    assert hint in failed.err
+    project.write(
+        "requiem.toml", project.read("requiem.toml").replace('discover = ["inc/*.h"]', 'discover = ["build/*.h"]')
+    )
+    assert project.build("--sandbox", "none").states["m"] == "ran"
+    assert project.build().states["m"] == "ran"
