@@ -9,8 +9,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
-from .jobserver import Jobserver
+from .jobserver import Jobserver, Unavailable, find_jobserver
+from .options import Options
+from .settings import Settings
 
 LOOK_EVERY_S = 0.1
 
@@ -103,3 +106,26 @@ def available_memory() -> int | None:
 def _number(name: str) -> int:
     with open(f"/sys/fs/cgroup/{name}", encoding="ascii") as file:
         return int(file.read())  # `max` is a ValueError: no limit.
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """`refusal` says why make's job slots cannot be shared, though they were offered."""
+
+    admission: Admission | None
+    refusal: str = ""
+
+
+def gate(options: Options, settings: Settings, *, cancelled: Callable[[], bool]) -> Gate:
+    """What may run at once beside -j, where make, the flags or the user's configuration ask for a limit."""
+    max_load = settings.max_load if options.max_load is None else options.max_load
+    named = "jobserver" in options.environment.get("MAKEFLAGS", "") and options.jobs is None
+    if not (named or max_load or settings.min_memory):
+        return Gate(None)
+    jobserver, refusal = None, ""
+    try:
+        jobserver = find_jobserver(options.environment) if named else None
+    except Unavailable as reason:
+        refusal = str(reason)
+    admission = Admission(jobserver=jobserver, max_load=max_load, min_memory=settings.min_memory, cancelled=cancelled)
+    return Gate(admission, refusal)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..core.digest import Digest
 from ..core.entries import Entry
-from ..core.errors import Interrupted, Refused, RequiemError, UsageError
+from ..core.errors import Interrupted, Refused, RequiemError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
-from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -28,11 +27,11 @@ from ..sandbox.system import lookup, system_digest
 from ..store.outbox import Outbox
 from . import explain, noop, plans, schedule
 from . import memory as memories
-from .evidence import Outputs
 from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
-from .layout import Layout, tracked_by_git
+from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
+from .owning import refuse_tracked, remove_vanished
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
@@ -219,7 +218,7 @@ class _Run:
             host_env=options.environment,
         )
         if not options.dry_run:
-            self._guard(layout)
+            refuse_tracked(site.root, plan, self.memory.made(), layout)
         _make_garbage_rare()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
@@ -230,29 +229,6 @@ class _Run:
         if not options.dry_run:
             self._tidy(layout, stamps, question)
         return self._conclude(stamps, question, surroundings)
-
-    # Guard: nothing changes before this has passed
-
-    def _guard(self, layout: Layout) -> None:
-        """Refuses to replace what git tracks: it is somebody's, whatever the manifest says."""
-        made = self.memory.made()
-        strange: dict[str, str] = {}
-        for name, instance in self.planned.plan.instances.items():
-            for declared in instance.outputs:
-                path = compile_pattern(declared).prefix if is_pattern(declared) else unescape(declared)
-                if path not in made and os.path.lexists(os.path.join(self.site.root, path.rstrip("/"))):
-                    strange[path.rstrip("/")] = name
-        if not strange:
-            return
-        outputs = Outputs(self.planned.plan.declared)
-        for path in tracked_by_git(self.site.root, list(strange)):
-            if outputs.covers(path) and path not in made and not layout.knows(path):
-                owner = next(top for top in strange if top in (path, ".") or path.startswith(top + "/"))
-                raise UsageError(
-                    f'"{path}" is tracked by git, and a step would replace it',
-                    facts=[("step", strange[owner])],
-                    hint="git rm --cached it if it is generated, or give the output another path",
-                )
 
     # Schedule
 
@@ -281,27 +257,17 @@ class _Run:
                 admission.close()
 
     def _admission(self) -> Admission | None:
-        """A gate for what may run at once beside -j, where make, the flags or the configuration ask for one."""
-        options, settings = self.options, self.site.settings
-        max_load = settings.max_load if options.max_load is None else options.max_load
-        named = "jobserver" in options.environment.get("MAKEFLAGS", "") and options.jobs is None
-        if options.dry_run or options.mode == "repro" or not (named or max_load or settings.min_memory):
+        settings, options = self.site.settings, self.options
+        wanted = settings.max_load or options.max_load or settings.min_memory or options.environment.get("MAKEFLAGS")
+        if not wanted or options.dry_run or options.mode == "repro":
             return None
-        from .admission import Admission
-        from .jobserver import Unavailable, find_jobserver
+        from .admission import gate
 
-        jobserver = None
-        try:
-            jobserver = find_jobserver(options.environment) if named else None
-        except Unavailable as reason:
-            self.emit(Warned(f"{reason}; one step at a time"))
+        found = gate(options, settings, cancelled=lambda: self.signal is not None)
+        if found.refusal:
+            self.emit(Warned(f"{found.refusal}; one step at a time"))
             self.one_job = True
-        return Admission(
-            jobserver=jobserver,
-            max_load=max_load,
-            min_memory=settings.min_memory,
-            cancelled=lambda: self.signal is not None,
-        )
+        return found.admission
 
     def _maker(self, path: str) -> str | None:
         from ..core.query import Graph
@@ -428,22 +394,7 @@ class _Run:
 
     def _tidy(self, layout: Layout, stamps: Stamps, question: plans.Question) -> None:
         """Removes the outputs of steps that the manifest no longer has, and saves what was learnt."""
-        plan = self.planned.plan
-        alive = set(plan.declared.values())
-        outputs = Outputs(plan.declared)
-        kept = {item.path for instance in plan.instances.values() for item in instance.inputs if item.producer is None}
-        vanished: dict[str, str] = {}
-        for name, step in list(self.memory.steps.items()):
-            if name in alive or name in plan.instances or step.variant != self.options.variant:
-                continue
-            for path in step.outputs:
-                if not outputs.has(path.rstrip("/")) and path not in kept:
-                    vanished[path] = name
-            del self.memory.steps[name]
-        tracked = set(tracked_by_git(self.site.root, [path.rstrip("/") for path in vanished])) if vanished else set()
-        for path in vanished:
-            if not any(each == path.rstrip("/") or each.startswith(path) for each in tracked):
-                layout.remove(path)
+        remove_vanished(self.site.root, self.planned.plan, self.memory, self.options.variant, layout)
         stamps.settle()
         self._forget_the_unseen(stamps)
         self.memory.last_run = self.run_id

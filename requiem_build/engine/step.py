@@ -8,7 +8,6 @@ It runs in a worker thread and knows nothing of order: the schedule has seen to 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ from ..core.request import Request
 from ..executors.discovery import discovered_now
 from ..store.layout import Store
 from . import explain, hints, lost
+from .flights import Flights
 from .layout import Layout
 from .memory import Memory, Remembered
 from .rebuild import Built, Rebuilder, Wanted, is_there
@@ -62,30 +62,6 @@ class _Once:
         return self._text
 
 
-class Flight:
-    """An answer on its way, for those who asked the same while it was sought."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._landed = threading.Lock()
-        self._answer: Built | BaseException | None = None
-
-    def begin(self) -> None:
-        self._landed.acquire()
-
-    def land(self, answer: Built | BaseException) -> None:
-        self._answer = answer
-        self._landed.release()
-
-    def result(self) -> Built:
-        """Waits for it. Raises what the one who sought it met."""
-        with self._landed:
-            assert self._answer is not None
-            if isinstance(self._answer, BaseException):
-                raise self._answer
-            return self._answer
-
-
 @dataclass(slots=True)
 class Performer:
     """Everything that steps share. `use_cache` is false for `--cache off` and `wo`, which also ignore what is fresh."""
@@ -115,8 +91,7 @@ class Performer:
     """Whether a step ran that runs each time: then there is never nothing to do."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     """The outputs of each step that has ended and that another waited for."""
-    _flights: dict[Digest, Flight] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _flights: Flights = field(default_factory=Flights)
 
     def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
         """The step's outcome if it is quickly had; else what is left to do, for a worker."""
@@ -359,29 +334,7 @@ class Performer:
         )
         if not remember:
             return self.rebuilder.build(wanted)
-        return self._single_flight(instance.name, wanted)
-
-    def _single_flight(self, name: str, wanted: Wanted) -> Built:
-        """Equal requests of one run are answered once; the others take the first one's answer."""
-        digest = wanted.request.digest
-        with self._lock:
-            flight = self._flights.get(digest)
-            if flight is None or flight.name == name:  # The first, or the first once more.
-                flight = self._flights[digest] = Flight(name)
-                flight.begin()
-        if flight.name != name:
-            built = flight.result()
-            ok = built.result is not None and built.result.ok
-            return replace(built, ran=None, same_as=flight.name) if ok else built
-        try:
-            built = self.rebuilder.build(wanted)
-        except BaseException as error:
-            with self._lock:  # It may be tried again, as after a changed input.
-                self._flights.pop(digest, None)
-            flight.land(error)
-            raise
-        flight.land(built)
-        return built
+        return self._flights.answer(instance.name, wanted, self.rebuilder)
 
     def _keep(self, instance: Instance, inputs: Inputs, offered: Mapping[str, Entry]) -> None:
         """Puts every source that the request names into the store; what other steps made is there already."""

@@ -1,0 +1,51 @@
+"""What in the workspace is whose: nothing that git tracks is replaced, and what no step makes any more is removed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from ..core.errors import UsageError
+from ..core.instance import Plan
+from ..core.patterns import compile_pattern, is_pattern, unescape
+from .evidence import Outputs
+from .layout import Layout, tracked_by_git
+from .memory import Memory
+
+
+def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout) -> None:
+    """Raises UsageError, before anything changes, for an output that git tracks: it is somebody's."""
+    strange: dict[str, str] = {}
+    for name, instance in plan.instances.items():
+        for declared in instance.outputs:
+            path = compile_pattern(declared).prefix if is_pattern(declared) else unescape(declared)
+            if path not in made and os.path.lexists(os.path.join(root, path.rstrip("/"))):
+                strange[path.rstrip("/")] = name
+    if not strange:
+        return
+    outputs = Outputs(plan.declared)
+    for path in tracked_by_git(root, list(strange)):
+        if outputs.covers(path) and path not in made and not layout.knows(path):
+            owner = next(top for top in strange if top in (path, ".") or path.startswith(top + "/"))
+            raise UsageError(
+                f'"{path}" is tracked by git, and a step would replace it',
+                facts=[("step", strange[owner])],
+                hint="git rm --cached it if it is generated, or give the output another path",
+            )
+
+
+def remove_vanished(root: str, plan: Plan, memory: Memory, variant: str, layout: Layout) -> None:
+    """Takes away, if they are as we made them, the outputs of steps that the manifest no longer has."""
+    alive = set(plan.declared.values())
+    outputs = Outputs(plan.declared)
+    kept = {item.path for instance in plan.instances.values() for item in instance.inputs if item.producer is None}
+    vanished: list[str] = []
+    for name, step in list(memory.steps.items()):
+        if name in alive or name in plan.instances or step.variant != variant:
+            continue
+        vanished += [path for path in step.outputs if not outputs.has(path.rstrip("/")) and path not in kept]
+        del memory.steps[name]
+    tracked = set(tracked_by_git(root, [path.rstrip("/") for path in vanished])) if vanished else set()
+    for path in vanished:
+        if not any(each == path.rstrip("/") or each.startswith(path) for each in tracked):
+            layout.remove(path)
