@@ -85,7 +85,7 @@ class Console:
     def begin(self, running: Running) -> None:
         self._running = running
         if self._live:
-            self._live.expect(running.durations_ms, running.jobs)
+            self._live.expect(running.durations_ms(), running.jobs)
 
     def __call__(self, event: Event) -> None:
         with self._lock:

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -69,7 +69,7 @@ class Running:
     interrupt: Callable[[int], None]
     read: Callable[[Digest], bytes]
     root: str
-    durations_ms: Mapping[str, int] = field(default_factory=dict)
+    durations_ms: Callable[[], Mapping[str, int]] = dict
     """Of each step of the plan, how long it took when it last ran; 0 where that is not known."""
     jobs: int = 1
     planned: plans.Planned | None = None
@@ -222,8 +222,7 @@ class _Run:
         _make_garbage_rare()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
-            durations = {name: self._duration(name) for name, i in plan.instances.items() if not i.is_group}
-            on_start(Running(self.interrupt, blobs.get, site.root, durations, self.jobs(), self.planned))
+            on_start(Running(self.interrupt, blobs.get, site.root, self._durations, self.jobs(), self.planned))
             self.performer = self._performer(workspace, surroundings, layout, executor)
             self._schedule(self.performer)
         if not options.dry_run:
@@ -328,9 +327,10 @@ class _Run:
         shown_max = EXPLAINED_MAX if self.options.explain else 1
         return explain.short_reason(old, new, system_changes(self.site.cache_home), shown_max=shown_max)
 
-    def _duration(self, name: str) -> int:
-        remembered = self.memory.steps.get(name)
-        return remembered.duration_ms if remembered is not None else 0
+    def _durations(self) -> Mapping[str, int]:
+        steps = self.memory.steps
+        names = (name for name, instance in self.planned.plan.instances.items() if not instance.is_group)
+        return {name: steps[name].duration_ms if name in steps else 0 for name in names}
 
     def _priority(self) -> Priority:
         if self.options.shuffle is not None:

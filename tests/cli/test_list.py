@@ -219,6 +219,41 @@ def test_what_is_listed_for_an_order_only_dependency_is_what_it_read(project: Pr
     assert listed(project, "--changed", "in.txt") == {"gen": True, "reads": False}
 
 
+@pytest.mark.parametrize("path", ["real/x.txt", "sdk/deep/data", "sdk/tool", "keyed.lock"])
+def test_links_roots_and_tools_are_read_too(project: Project, path: str) -> None:
+    project.write("real/x.txt", "1\n")
+    os.symlink("real/x.txt", project.root / "link.txt")
+    project.write("sdk/deep/data", "1\n")
+    project.write("sdk/tool", "#!/bin/sh\necho 1\n", executable=True)
+    project.write("keyed/any", "1\n")
+    project.write("keyed.lock", "1\n")
+    project.manifest("""
+        [roots.sdk]
+        path = "sdk"
+        [roots.keyed]
+        path = "keyed"
+        key = ["keyed.lock"]
+        [steps.link]
+        command = "cat link.txt > l"
+        inputs = ["link.txt"]
+        outputs = ["l"]
+        [steps.root]
+        command = ["tool"]
+        roots = ["sdk"]
+        path = ["sdk"]
+        [steps.keyed]
+        command = "cat keyed/any > k"
+        roots = ["keyed"]
+        outputs = ["k"]
+    """)
+    project.build()
+    promised = certain(project, "--changed", path)
+    project.write(path, project.read(path) + "# more\n", executable=path.endswith("tool"))
+    assert {name for name, state in project.build().states.items() if state == "ran"} == promised
+    assert len(promised) == 1
+    assert certain(project, "--changed", "keyed/any") == set()
+
+
 def test_words_for_people_and_errors(built: Project) -> None:
     ran = built.run("list", "--changed", "assets/logo.txt", "docs/a.md")
     assert ran.out == "runs  assets  (reads assets/)\nruns  docs  (reads docs/a.md)\n"
