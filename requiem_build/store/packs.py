@@ -239,9 +239,16 @@ class Packs:
         with self._place.writing(None, size):
             self._place.scratch.written += size
             self._write(path, index, contents)  # Over one of that name, which may be damaged.
+            self._know_anew(name)
             if self._place.durable:
                 sync_path(self._place.packs)
         return name
+
+    def _know_anew(self, name: str) -> None:
+        """What was found out about a pack of that name was about another file."""
+        self._seen, self._held, self._hot = -1, None, None
+        self._known = {other: pack for other, pack in self._known.items() if other != name}
+        self._bad = {(other, digest) for other, digest in tuple(self._bad) if other != name}
 
     def _write(self, path: str, index: bytes, contents: Mapping[Digest, bytes]) -> None:
         scratch = self._place.scratch

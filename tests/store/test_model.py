@@ -31,6 +31,7 @@ class Model(RuleBasedStateMachine):
         self.store = Store(self.root / "cas")
         self.good: set[bytes] = set()
         self.harmed: set[bytes] = set()
+        self.packed: dict[str, set[bytes]] = {}
         reading.TRIES_S = (0.0,)  # One process: no second look is needed.
         quarantine.SETTLE_S = 0.0
 
@@ -129,20 +130,47 @@ class Model(RuleBasedStateMachine):
             Path(f"{path}.meta").write_bytes(plain_meta(object_digest(content), len(content)))
             self._harm(content)
 
+    @rule(contents=st.sets(which, min_size=1))
+    def pack(self, contents: set[bytes]) -> None:
+        name = self.store.objects.packs.write({object_digest(content): content for content in contents})
+        self.packed[name] = contents
+        self.good |= contents
+        self.harmed -= contents
+
+    @rule(number=st.integers(0, 9), at=st.integers(0, 5000), mask=st.integers(1, 255), cut=st.booleans())
+    def harm_pack(self, number: int, at: int, mask: int, cut: bool) -> None:
+        packs = sorted(self.store.root.glob("v2/packs/*"))
+        if packs:
+            path = packs[number % len(packs)]
+            content = bytearray(path.read_bytes())
+            path.chmod(0o644)
+            if cut:
+                del content[at % len(content) :]
+            else:
+                content[at % len(content)] ^= mask
+            path.write_bytes(content)
+            for harmed in self.packed.get(path.name, CONTENTS):  # Without a name we know, it was made by a mending.
+                self._harm(harmed)
+
     @rule()
     def open_again(self) -> None:
         self.store = Store(self.root / "cas")
 
     @rule()
     def repair(self) -> None:
-        damaged = {problem.digest for problem in self.store.objects.verify()}
-        assert damaged == {problem.digest for problem in self.store.objects.verify(repair=True)}
-        assert not damaged & {object_digest(content) for content in self.good}
+        damaged = list(self.store.objects.verify())
+        assert damaged == list(self.store.objects.verify(repair=True))
+        loose = {problem.digest for problem in damaged if problem.path.startswith("v2/objects")}
+        unharmed = {object_digest(content) for content in self.good} - self._packed()
+        assert not loose & unharmed
         assert list(self.store.objects.verify()) == []
         for content in list(self.harmed):
             if self.store.objects.check(object_digest(content)):
                 self.good.add(content)  # The harm was undone or did not matter.
             self.harmed.discard(content)
+
+    def _packed(self) -> set[str]:
+        return {object_digest(content) for contents in self.packed.values() for content in contents}
 
     @invariant()
     def nothing_else_is_there(self) -> None:
