@@ -350,6 +350,27 @@ def test_the_manifest_is_in_the_store(project: Project) -> None:
     assert store_of(project).objects.get(Digest(manifest)) == (project.root / "requiem.toml").read_bytes()
 
 
+def test_what_a_run_rests_on_survives_a_collection(project: Project) -> None:
+    manifest = """
+        [steps.each]
+        command = "mkdir d; cat in.txt > d/a.txt"
+        inputs = ["in.txt"]
+        outputs = ["d/"]
+        cache = false
+        [steps.recorded]
+        command = "cp in.txt b.txt"
+        inputs = ["in.txt"]
+        outputs = ["b.txt"]
+    """
+    run = built(project, manifest)
+    long_ago = time.time() - 40 * 86400
+    for path in (project.root / ".cas/v2").rglob("*"):
+        if path.is_file():
+            os.utime(path, (long_ago, long_ago))
+    assert project.run("cas", "gc").code == 0
+    assert check(project, run).problems == []
+
+
 # Timelines
 
 
