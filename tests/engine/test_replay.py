@@ -371,6 +371,31 @@ def test_what_a_run_rests_on_survives_a_collection(project: Project) -> None:
     assert check(project, run).problems == []
 
 
+def test_a_signature_that_does_not_hold_and_a_damaged_record_of_any_writer_are_found(project: Project) -> None:
+    project.write("../home/config/requiem/config.toml", '[trust]\nsign = true\naccept = ["local"]\n')
+    run = built(project, ONE)
+    assert project.run("replay").code == 0
+    everybodys = next((project.root / ".cas/records").glob("[0-9a-f][0-9a-f]/*"))
+    scoped = next((project.root / ".cas/records/signed").glob("*/[0-9a-f][0-9a-f]/*"))
+    for path, old, new in (
+        (scoped, b'"termination":"exited"', b'"termination":"exitex"'),
+        (everybodys, b'"host":"', b'"host":"x'),
+    ):
+        content = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(content.replace(old, new, 1))
+        assert not check(project, run).ok or project.run("replay").code == 3, path
+        path.write_bytes(content)
+    kept = json.loads(scoped.read_bytes())
+    signature = kept["record"]["signatures"][0]["signatures"][0]
+    signature["sig"] = ("B" if signature["sig"][0] == "A" else "A") + signature["sig"][1:]
+    for path in (scoped, everybodys):
+        path.chmod(0o644)
+        path.write_bytes(canonical.encode_plain(kept))
+    ran = project.run("replay")
+    assert ran.code == 3 and "a signature of its record is invalid" in ran.out
+
+
 # Timelines
 
 
