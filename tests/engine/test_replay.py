@@ -19,6 +19,7 @@ from project import SOURCE, Project
 from requiem_build.core import canonical
 from requiem_build.core.digest import Digest
 from requiem_build.core.errors import IntegrityError
+from requiem_build.core.result import parse_result
 from requiem_build.engine.journal import journal_lines
 from requiem_build.engine.replay import Replayed, replay
 from requiem_build.store import reading
@@ -215,6 +216,13 @@ def test_what_is_not_recorded_is_proven_by_the_journal_itself(project: Project) 
     event["result"]["exit_code"] = 4
     lines[at] = canonical.encode_plain(event)
     assert {problem.step for problem in relisted(project, run, lines).problems} == {"bad"}
+    event = json.loads(lines_of(project, run)[at])
+    event["result"]["trace_digest"] = "0" * 64  # A result that is whole, and of other events.
+    forged = parse_result(canonical.encode_plain(event["result"])).digest
+    event["result_digest"] = event["record"]["result_digest"] = forged
+    lines[at] = canonical.encode_plain(event)
+    (found,) = relisted(project, run, lines).problems
+    assert found.what.startswith("trace mismatch: ")
 
 
 def test_execute_demands_the_recorded_results(project: Project) -> None:
