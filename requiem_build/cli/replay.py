@@ -13,6 +13,8 @@ from ..engine.options import Options
 from ..engine.proofs import Event, Problem, Proven
 from ..engine.replay import Replayed, find_run, replay
 from ..engine.site import Site, find_site, question_of
+from ..engine.trust import keys_of
+from ..store.keys import Verifier, available
 from ..store.layout import Store
 from .build import heeding_signals
 from .cas_store import open_store
@@ -43,7 +45,7 @@ def command(context: click.Context, run: str, execute: bool, timeline: str | Non
             raise UsageError("--execute needs a workspace", hint="start it below a requiem.toml")
         replayed = _execute(shared, site, store, run_id)
     else:
-        replayed = replay(store, run_id)
+        replayed = replay(store, run_id, verifier=_verifier(shared))
     if timeline is not None:
         from .timeline import write_timeline
 
@@ -56,6 +58,11 @@ def _site(shared: Globals) -> Site | None:
         return find_site(Options(shared.start, shared.environment, manifest=shared.file))
     except UsageError:
         return None
+
+
+def _verifier(shared: Globals) -> Verifier | None:
+    """The keys that are known here, if signatures can be checked at all."""
+    return Verifier(keys_of(shared.environment).all()) if available() else None
 
 
 def _last_run(site: Site) -> str | None:
@@ -88,7 +95,7 @@ def _execute(shared: Globals, site: Site, store: Store, run_id: str) -> Replayed
                 same = ran.result.digest == proven.result.digest
                 write_err(f"{'same   ' if same else 'differs'}  {plain(name)}\n")
 
-        replayed = replay(store, run_id, again)
+        replayed = replay(store, run_id, again, _verifier(shared))
     replayed.executed = executed
     return replayed
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -47,6 +46,8 @@ class Journal:
         try:
             self._file: IO[bytes] = open(self._path, "w+b")  # noqa: SIM115 - open for the whole run
         except OSError:  # A journal is no reason not to build.
+            import tempfile
+
             self._path = ""
             self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the same
 

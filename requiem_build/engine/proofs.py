@@ -17,8 +17,9 @@ from ..core.errors import CorruptObject, MissingObject, RequestError
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.request import ABSENT, Request, by_bytes, parse_request
 from ..core.result import Record, Result, make_trace, parse_record, parse_result
+from ..store.keys import Verifier
 from ..store.layout import Store
-from ..store.records import PATH_SETS_MAX, Absent
+from ..store.records import PATH_SETS_MAX, Absent, Kept
 
 REMEMBERED_MAX = 1 << 20
 """Objects whose check is remembered; beyond it they are forgotten and checked again: time, not memory."""
@@ -52,6 +53,7 @@ class Proofs:
     """Checks steps of one store; `objects` counts the distinct objects that were read."""
 
     store: Store
+    verifier: Verifier | None = None
     objects: int = 0
     _good: set[tuple[Digest, int | None]] = field(default_factory=set)
     _null: int = field(default_factory=lambda: os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
@@ -76,11 +78,16 @@ class Proofs:
         if not is_digest(digest):
             raise RequestError("its request's digest is not a digest")
         place = f"records/{digest[:2]}/{digest}"
-        kept = self.store.records.look(Digest(digest))
-        if isinstance(kept, Absent):
-            return Problem(f"there is no record of its request: {kept.reason}", place, event["name"])
-        if kept.result.digest != event["result_digest"]:
-            return Problem("the store keeps another result of its request", place, event["name"])
+        looked = [scope.look(Digest(digest)) for scope in self.store.scopes()]
+        fitting = [kept for kept in looked if isinstance(kept, Kept) and kept.result.digest == event["result_digest"]]
+        damaged = [absent for absent in looked if isinstance(absent, Absent) and absent.damaged]
+        if damaged or not fitting:
+            absent = next(iter(damaged), looked[0])
+            if isinstance(absent, Kept):
+                return Problem("the store keeps another result of its request", place, event["name"])
+            return Problem(f"there is no record of its request: {absent.reason}", place, event["name"])
+        named = [kept for kept in fitting if kept.record.digest == event["record_digest"]]
+        kept = (named or fitting)[0]
         return Proven(parse_request(kept.request), kept.result, kept.record)
 
     def check(self, event: Event, proven: Proven, where: str) -> Iterator[Problem]:
@@ -92,13 +99,23 @@ class Proofs:
             *_undeclared(request, result, made=event["state"] != "failed"),
         ):
             yield Problem(what, where, name)
-        for what in _wrong_record(event, request, result, record):
+        for what in (*_wrong_record(event, request, result, record), *self._wrong_signatures(record)):
             yield Problem(what, place, name)
         if request.discover and record is not None:
             yield from self._check_path_set(name, request, record)
         for what, found in self._objects_of(request, result):
             for problem in self._check_entry(found):
                 yield Problem(f"{what}: {problem}", _place(found), name)
+
+    def _wrong_signatures(self, record: Record | None) -> Iterator[str]:
+        """Of keys that are known here: what others signed, nobody here can judge."""
+        if record is None or self.verifier is None or not record.signatures:
+            return
+        from ..store.seals import describe
+
+        for seen in describe(record, self.verifier):
+            if seen.state.startswith("invalid"):
+                yield f"a signature of its record is {seen.state}"
 
     def _check_path_set(self, name: str, request: Request, record: Record) -> Iterator[Problem]:
         asked = Request(**{**{f: getattr(request, f) for f in Request.__dataclass_fields__}, "discovered": None})

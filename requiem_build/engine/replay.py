@@ -17,6 +17,7 @@ from ..core import canonical
 from ..core.digest import Digest
 from ..core.errors import CorruptObject, IntegrityError, MissingObject, RequestError, UnknownName
 from ..core.events import parse_event
+from ..store.keys import Verifier
 from ..store.layout import MARK, Store, mark_is_exact
 from ..store.runs import Run
 from .journal import journal_lines
@@ -76,8 +77,11 @@ def find_run(store: Store, wanted: str, workspace: str | None, last: str | None 
     raise UnknownName("no run of this workspace in the store", facts=[("store", str(store.root))])
 
 
-def replay(store: Store, run_id: str, on_step: OnStep | None = None) -> Replayed:
-    """All that is wrong with a run. Raises UnknownName if there is none of that id, EnvironmentFault."""
+def replay(store: Store, run_id: str, on_step: OnStep | None = None, verifier: Verifier | None = None) -> Replayed:
+    """All that is wrong with a run; signatures are judged by a `verifier`'s keys.
+
+    Raises UnknownName if there is none of that id, EnvironmentFault.
+    """
     replayed = Replayed(run_id)
     if not mark_is_exact(store.root):
         replayed.problems.append(Problem("the store's mark of its format is damaged", MARK))
@@ -87,7 +91,7 @@ def replay(store: Store, run_id: str, on_step: OnStep | None = None) -> Replayed
         cause = dict(error.facts).get("cause", "")
         replayed.problems.append(Problem(f"{error.what}: {cause}", f"runs/{run_id}"))
         return replayed
-    proofs = Proofs(store)
+    proofs = Proofs(store, verifier)
     try:
         for problem in _Replay(store, run, proofs, replayed, on_step).problems():
             replayed.problems.append(problem)

@@ -14,7 +14,6 @@ from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
 from ..core.request import Request
 from ..sandbox.base import Sandbox
-from ..sandbox.perturbation import STILL, Perturbation
 from ..store.durability import BATCH
 from ..store.growth import SIZE_MAX
 from ..store.layout import Store
@@ -22,6 +21,9 @@ from . import plans, sealed
 from .options import Options
 from .settings import Settings, load_settings
 from .workspace import DOT, Files, find_workspace
+
+if TYPE_CHECKING:
+    from ..sandbox.perturbation import Perturbation
 
 if TYPE_CHECKING:
     from .trust import Trust
@@ -151,7 +153,7 @@ def clear_scratch(dot: str) -> None:
 
 
 def boot_sandbox(
-    request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation = STILL
+    request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None = None
 ) -> Sandbox:
     """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one.
 
@@ -160,11 +162,15 @@ def boot_sandbox(
     level = request.policy.sandbox
     if level == "strict":
         from ..sandbox.linux import StrictSandbox
+        from ..sandbox.perturbation import STILL
 
         for left in (2, 1, 0):
             try:
                 return StrictSandbox(
-                    roots=roots, store=str(store.root), network=request.policy.network, perturbation=perturbation
+                    roots=roots,
+                    store=str(store.root),
+                    network=request.policy.network,
+                    perturbation=perturbation or STILL,
                 )
             except SandboxUnavailable as error:
                 if left == 0 or not any("ENOENT" in told and str(store.root) in told for _, told in error.facts):

@@ -231,6 +231,10 @@ class _Sweep:
             if item.kind == "divergence":
                 with suppress(OSError):
                     os.rmdir(os.path.dirname(item.path))
+            shard = f"{item.name[:2]}/{item.name}"
+            if item.path == f"{self._store.root}/records/{shard}":  # What was earned by a result that is gone.
+                with suppress(OSError):
+                    os.unlink(f"{self._store.root}/verdicts/{shard}")
 
     def _remove_object(self, held: Held) -> None:
         """The blob first: an object whose use was noted after it was judged gets it back.

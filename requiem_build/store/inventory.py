@@ -31,7 +31,6 @@ Tick: TypeAlias = Callable[[], None]
 _NAMED = re.compile(rb'"(?:digest|tree)":"([0-9a-f]{64})"')
 _ANY = re.compile(rb':"([0-9a-f]{64})"')
 _TREE = re.compile(rb'"tree":"([0-9a-f]{64})"')
-_STREAM = re.compile(rb'"std(?:out|err)_digest":"([0-9a-f]{64})"')
 _SHARD = re.compile(r"[0-9a-f]{2}")
 JOURNAL_MAX = 64 << 20
 TICK_EVERY = 64
@@ -209,7 +208,7 @@ def items(store: Store, trees: set[Digest]) -> Iterator[Item]:
     for scope in store.scopes():
         yield from _items_of(scope.base, trees)
     for file in entries(f"{store.root}/runs"):
-        yield from _run(file, store)
+        yield from _run(file, store, trees)
 
 
 def _items_of(records: str, trees: set[Digest]) -> Iterator[Item]:
@@ -241,15 +240,17 @@ def _record(file: os.DirEntry[str], kind: Kind, request_digest: Digest, trees: s
         yield replace(item, needs=needs, names=_digests(_ANY, parts[1]) | {EMPTY})
 
 
-def _run(file: os.DirEntry[str], store: Store) -> Iterator[Item]:
+def _run(file: os.DirEntry[str], store: Store, trees: set[Digest]) -> Iterator[Item]:
+    """A run keeps its journal, and so the manifest, what steps wrote, and results that no record holds."""
     for item in _plain(file, "run"):
         try:
             run = store.runs.get(file.name)
         except (UnknownName, IntegrityError):
             yield item
             continue
-        streams = _digests(_STREAM, _peek(store, run.journal, JOURNAL_MAX) or b"")
-        yield replace(item, needs=frozenset({run.journal}), names=streams, workspace=run.workspace)
+        journal = _peek(store, run.journal, JOURNAL_MAX) or b""
+        trees |= _digests(_TREE, journal)
+        yield replace(item, needs=frozenset({run.journal}), names=_digests(_ANY, journal), workspace=run.workspace)
 
 
 def _digests(pattern: re.Pattern[bytes], content: bytes) -> frozenset[Digest]:

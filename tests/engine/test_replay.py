@@ -19,6 +19,7 @@ from project import SOURCE, Project
 from requiem_build.core import canonical
 from requiem_build.core.digest import Digest
 from requiem_build.core.errors import IntegrityError
+from requiem_build.core.result import parse_result
 from requiem_build.engine.journal import journal_lines
 from requiem_build.engine.replay import Replayed, replay
 from requiem_build.store import reading
@@ -215,6 +216,13 @@ def test_what_is_not_recorded_is_proven_by_the_journal_itself(project: Project) 
     event["result"]["exit_code"] = 4
     lines[at] = canonical.encode_plain(event)
     assert {problem.step for problem in relisted(project, run, lines).problems} == {"bad"}
+    event = json.loads(lines_of(project, run)[at])
+    event["result"]["trace_digest"] = "0" * 64  # A result that is whole, and of other events.
+    forged = parse_result(canonical.encode_plain(event["result"])).digest
+    event["result_digest"] = event["record"]["result_digest"] = forged
+    lines[at] = canonical.encode_plain(event)
+    (found,) = relisted(project, run, lines).problems
+    assert found.what.startswith("trace mismatch: ")
 
 
 def test_execute_demands_the_recorded_results(project: Project) -> None:
@@ -348,6 +356,52 @@ def test_the_manifest_is_in_the_store(project: Project) -> None:
     manifest = check(project, run).manifest["requiem.toml"]
     assert manifest is not None
     assert store_of(project).objects.get(Digest(manifest)) == (project.root / "requiem.toml").read_bytes()
+
+
+def test_what_a_run_rests_on_survives_a_collection(project: Project) -> None:
+    manifest = """
+        [steps.each]
+        command = "mkdir d; cat in.txt > d/a.txt"
+        inputs = ["in.txt"]
+        outputs = ["d/"]
+        cache = false
+        [steps.recorded]
+        command = "cp in.txt b.txt"
+        inputs = ["in.txt"]
+        outputs = ["b.txt"]
+    """
+    run = built(project, manifest)
+    long_ago = time.time() - 40 * 86400
+    for path in (project.root / ".cas/v2").rglob("*"):
+        if path.is_file():
+            os.utime(path, (long_ago, long_ago))
+    assert project.run("cas", "gc").code == 0
+    assert check(project, run).problems == []
+
+
+def test_a_signature_that_does_not_hold_and_a_damaged_record_of_any_writer_are_found(project: Project) -> None:
+    project.write("../home/config/requiem/config.toml", '[trust]\nsign = true\naccept = ["local"]\n')
+    run = built(project, ONE)
+    assert project.run("replay").code == 0
+    everybodys = next((project.root / ".cas/records").glob("[0-9a-f][0-9a-f]/*"))
+    scoped = next((project.root / ".cas/records/signed").glob("*/[0-9a-f][0-9a-f]/*"))
+    for path, old, new in (
+        (scoped, b'"termination":"exited"', b'"termination":"exitex"'),
+        (everybodys, b'"host":"', b'"host":"x'),
+    ):
+        content = path.read_bytes()
+        path.chmod(0o644)
+        path.write_bytes(content.replace(old, new, 1))
+        assert not check(project, run).ok or project.run("replay").code == 3, path
+        path.write_bytes(content)
+    kept = json.loads(scoped.read_bytes())
+    signature = kept["record"]["signatures"][0]["signatures"][0]
+    signature["sig"] = ("B" if signature["sig"][0] == "A" else "A") + signature["sig"][1:]
+    for path in (scoped, everybodys):
+        path.chmod(0o644)
+        path.write_bytes(canonical.encode_plain(kept))
+    ran = project.run("replay")
+    assert ran.code == 3 and "a signature of its record is invalid" in ran.out
 
 
 # Timelines
