@@ -18,7 +18,7 @@ from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.request import ABSENT, Request, by_bytes, parse_request
 from ..core.result import Record, Result, make_trace, parse_record, parse_result
 from ..store.layout import Store
-from ..store.records import PATH_SETS_MAX, Absent
+from ..store.records import PATH_SETS_MAX, Absent, Kept
 
 REMEMBERED_MAX = 1 << 20
 """Objects whose check is remembered; beyond it they are forgotten and checked again: time, not memory."""
@@ -77,11 +77,18 @@ class Proofs:
             raise RequestError("its request's digest is not a digest")
         place = f"records/{digest[:2]}/{digest}"
         kept = self.store.records.look(Digest(digest))
+        if isinstance(kept, Absent) or kept.record.digest != event["record_digest"]:
+            kept = self._signed(Digest(digest), event["record_digest"]) or kept
         if isinstance(kept, Absent):
             return Problem(f"there is no record of its request: {kept.reason}", place, event["name"])
         if kept.result.digest != event["result_digest"]:
             return Problem("the store keeps another result of its request", place, event["name"])
         return Proven(parse_request(kept.request), kept.result, kept.record)
+
+    def _signed(self, request_digest: Digest, record_digest: object) -> Kept | None:
+        """The record that the journal names, from a signer's scope: a policy may have taken it from there."""
+        found = (scope.find(request_digest) for scope in self.store.scopes())
+        return next((kept for kept in found if kept is not None and kept.record.digest == record_digest), None)
 
     def check(self, event: Event, proven: Proven, where: str) -> Iterator[Problem]:
         """All that is wrong with a step whose request and result were found."""
