@@ -24,6 +24,7 @@ from ..store.layout import Store
 from ..store.runs import Run
 from ..store.seals import signers_of
 from .packing import Gatherer, events_of
+from .replay import replay
 
 _PIECE = 1 << 20
 
@@ -111,6 +112,8 @@ def replay_bundle(file: BinaryIO, store: Store, verifier: Verifier, policy: HitP
         if event.get("event") == "step_finished" and event["result_digest"] is not None
     }
     replayed.steps = len(steps)
+    proven = replay(store, run.run)
+    replayed.problems += [(problem.step or problem.where, problem.what) for problem in proven.problems]
     held = {member.digest for member in unpacked.contents.members if member.name.startswith("objects/")}
     replayed.problems += [("object", f"{digest} belongs to no step") for digest in sorted(held - found.sizes.keys())]
     claims: dict[tuple[str, str], list[Claim]] = {}

@@ -110,6 +110,8 @@ def test_a_poisoned_record_reaches_nobody_who_asks_for_signatures(
     assert ci.hello() == ("ran", UNTRUSTED)
     laptop.forget()
     assert laptop.hello()[0] == "hit" and laptop.read("b.txt") == "hello\n"
+    for person in (ci, laptop):  # Their journals name the signed record, not everybody's.
+        assert person.run("replay").code == 0
 
 
 def _record_with_another_output(poison: Person, victim: Person) -> str:
