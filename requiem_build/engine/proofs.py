@@ -78,7 +78,6 @@ class Proofs:
         if not is_digest(digest):
             raise RequestError("its request's digest is not a digest")
         place = f"records/{digest[:2]}/{digest}"
-<<<<<<< HEAD
         looked = [scope.look(Digest(digest)) for scope in self.store.scopes()]
         fitting = [kept for kept in looked if isinstance(kept, Kept) and kept.result.digest == event["result_digest"]]
         damaged = [absent for absent in looked if isinstance(absent, Absent) and absent.damaged]
@@ -89,21 +88,7 @@ class Proofs:
             return Problem(f"there is no record of its request: {absent.reason}", place, event["name"])
         named = [kept for kept in fitting if kept.record.digest == event["record_digest"]]
         kept = (named or fitting)[0]
-=======
-        kept = self.store.records.look(Digest(digest))
-        if isinstance(kept, Absent) or kept.record.digest != event["record_digest"]:
-            kept = self._signed(Digest(digest), event["record_digest"]) or kept
-        if isinstance(kept, Absent):
-            return Problem(f"there is no record of its request: {kept.reason}", place, event["name"])
-        if kept.result.digest != event["result_digest"]:
-            return Problem("the store keeps another result of its request", place, event["name"])
->>>>>>> trust
         return Proven(parse_request(kept.request), kept.result, kept.record)
-
-    def _signed(self, request_digest: Digest, record_digest: object) -> Kept | None:
-        """The record that the journal names, from a signer's scope: a policy may have taken it from there."""
-        found = (scope.find(request_digest) for scope in self.store.scopes())
-        return next((kept for kept in found if kept is not None and kept.record.digest == record_digest), None)
 
     def check(self, event: Event, proven: Proven, where: str) -> Iterator[Problem]:
         """All that is wrong with a step whose request and result were found."""
