@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..core.errors import EnvironmentFault
@@ -41,10 +42,14 @@ _DEVICE_LINKS = (
 _PROC_READ_ONLY = ("sys", "irq", "bus", "fs", "sysrq-trigger")
 _PROC_MASKED = ("kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list")
 _EMPTY_DIRECTORIES = ("workspace", "tmp", "run", "var")
-_HELD_BYTES = bytes((number * 167 + (number >> 8) * 13 + 89) & 0xFF for number in range(1 << 18)) * 4
-"""What stands for randomness where it is held: 1 MiB that look like nothing in particular."""
 _STAGING = "/dev/shm"
 """Where a job's stores lie while it is prepared; the step's own /dev/shm is put there afterwards."""
+
+
+@cache
+def _held_bytes() -> bytes:
+    """What stands for randomness where it is held: 1 MiB that look like nothing in particular."""
+    return bytes((number * 167 + (number >> 8) * 13 + 89) & 0xFF for number in range(1 << 18)) * 4
 
 
 def _etc(here: Perturbation) -> dict[str, str]:
@@ -223,7 +228,7 @@ def _plan_devices(here: Perturbation) -> list[Operation]:
     return [
         ("directory", "/dev", 0o755),
         *(("device", name) for name in real),
-        *(("file", f"/dev/{name}", _HELD_BYTES) for name in held),
+        *(("file", f"/dev/{name}", _held_bytes()) for name in held),
         *(("symlink", path, target) for path, target in _DEVICE_LINKS),
         ("directory", "/dev/shm", 0o755),
         ("terminals",),
