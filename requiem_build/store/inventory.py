@@ -31,7 +31,6 @@ Tick: TypeAlias = Callable[[], None]
 _NAMED = re.compile(rb'"(?:digest|tree)":"([0-9a-f]{64})"')
 _ANY = re.compile(rb':"([0-9a-f]{64})"')
 _TREE = re.compile(rb'"tree":"([0-9a-f]{64})"')
-_STREAM = re.compile(rb'"std(?:out|err)_digest":"([0-9a-f]{64})"')
 _SHARD = re.compile(r"[0-9a-f]{2}")
 JOURNAL_MAX = 64 << 20
 TICK_EVERY = 64
@@ -248,7 +247,7 @@ def _run(file: os.DirEntry[str], store: Store) -> Iterator[Item]:
         except (UnknownName, IntegrityError):
             yield item
             continue
-        streams = _digests(_STREAM, _peek(store, run.journal, JOURNAL_MAX) or b"")
+        streams = _digests(_ANY, _peek(store, run.journal, JOURNAL_MAX) or b"")
         yield replace(item, needs=frozenset({run.journal}), names=streams, workspace=run.workspace)
 
 
