@@ -50,7 +50,7 @@ def test_stats_count_by_kind_and_tenant_and_tell_ratios_and_hits(built: Project)
     found = answer(built, "stats")
     kinds = found["kinds"]
     assert {name: kinds[name]["count"] for name in ("objects", "records", "runs")} == {
-        "objects": 5,
+        "objects": 6,
         "records": 2,
         "runs": 2,
     }
