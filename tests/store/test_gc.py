@@ -180,13 +180,15 @@ def test_old_runs_are_bounded_for_each_workspace(store: Store, monkeypatch: pyte
 
 def test_a_run_keeps_its_journal_and_what_its_failed_steps_wrote(store: Store) -> None:
     log = store.objects.put(b"it went wrong")
-    line = b'{"event":"step_finished","stderr_digest":"%s"}\n' % log.encode()
+    manifest = store.objects.put(b"[project]")
+    line = b'{"event":"plan_made","manifest":{"requiem.toml":"%s"}}\n' % manifest.encode()
+    line += b'{"event":"step_finished","stderr_digest":"%s"}\n' % log.encode()
     journal = store.objects.put(line)
     facts = {"when": "2026-01-01T00:00:00Z", "ok": False, "exit_code": 1, "counts": {}, "workspace": "w"}
     store.runs.add("1", journal, facts)
     age(store, 2 * DAY)
     gc.collect(store, gc.Bounds())
-    assert store.objects.has(journal) and store.objects.has(log)
+    assert store.objects.has(journal) and store.objects.has(log) and store.objects.has(manifest)
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(store: Store, made, below) -> None:
