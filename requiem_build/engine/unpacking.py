@@ -48,7 +48,7 @@ def unpack(file: BinaryIO, store: Store, verifier: Verifier) -> Unpacked:
     everybody's and to the scope of each key known here that signed them. Raises Damaged.
     """
     start = file.tell()
-    for member, pieces in ():
+    for member, pieces in Reader(file).members():
         if member.name.startswith("objects/"):
             for _ in pieces:
                 pass
