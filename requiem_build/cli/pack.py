@@ -48,8 +48,6 @@ def command(context: click.Context, run: str, output: str, key: str | None) -> N
         contents = write_bundle(store, found, signer, file)
     for name in found.unrecorded:
         write_err(f"warning: {plain(name)} runs each time: the bundle has only its line in the journal\n")
-    for path in found.changed:
-        write_err(f"warning: {plain(path)} has changed since the run: the bundle has only its digest\n")
     answer = {
         "file": output,
         "members": len(contents.members),

@@ -36,8 +36,6 @@ class Gathered:
     records: dict[Digest, bytes] = field(default_factory=dict)
     sizes: dict[Digest, int] = field(default_factory=dict)
     missing: dict[Digest, str] = field(default_factory=dict)
-    changed: list[str] = field(default_factory=list)
-    """Manifest files that nobody has any more as they were: only their digests are told."""
     unrecorded: list[str] = field(default_factory=list)
     """Steps that are only in the journal: nothing was remembered of them."""
 
@@ -76,20 +74,18 @@ class Gatherer:
         if kind == "plan_made":
             for path, digest in event["manifest"].items():
                 found.manifest[path] = digest
-                self._manifest_file(path, digest, found)
+                self._manifest_file(path, digest)
         elif kind == "step_finished" and event["result_digest"] is not None:
             self._step(event, found)
 
-    def _manifest_file(self, path: str, digest: str | None, found: Gathered) -> None:
-        """The project's manifest as it was, if the store or the workspace still has it."""
+    def _manifest_file(self, path: str, digest: str | None) -> None:
+        """The project's manifest as it was, from the store or else from the workspace."""
         if digest is None:
             return
         if not self._store.objects.has(Digest(digest)):
             content = self._read(path)
-            if content is None or object_digest(content) != digest:
-                found.changed.append(path)
-                return
-            self._store.objects.put(content)
+            if content is not None and object_digest(content) == digest:
+                self._store.objects.put(content)
         self._want(path, Digest(digest))
 
     def _step(self, event: Mapping[str, Any], found: Gathered) -> None:

@@ -58,6 +58,7 @@ def unpack(file: BinaryIO, store: Store, verifier: Verifier) -> Unpacked:
     reader = Reader(file)
     signers = tuple(sorted(verifier.keys[key_id].name for key_id in verifier.signers(reader.envelope)))
     done = Unpacked(reader.contents, reader.envelope, signers)
+    run: Run | None = None
     synced = False
     for member, pieces in reader.members():
         if member.name.startswith("objects/"):
@@ -74,6 +75,7 @@ def unpack(file: BinaryIO, store: Store, verifier: Verifier) -> Unpacked:
             done.records += 1
             done.kept.append(kept[2])
             done.untrusted += not _publish(store, verifier, *kept)
+    assert run is not None  # The list ends with it.
     summary = {name: getattr(run, name) for name in ("workspace", "when", "ok", "exit_code", "counts")}
     try:
         store.runs.add(run.run, run.journal, summary)
