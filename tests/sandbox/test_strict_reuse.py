@@ -66,7 +66,7 @@ ATTEMPTS = {
     "moved inputs": "mv in out; mkdir in; echo b > in/a",
     "a changed input": "chmod u+w in/a; echo b > in/a",
     "other dates": "touch -d 2001-01-01 /workspace /tmp /tmp/home /dev/shm",
-    "a very deep directory": "cd /tmp; for i in $(seq 600); do mkdir dddddddddd; cd dddddddddd; done",
+    "a very deep directory": "cd /tmp; for i in $(seq 150); do mkdir dddddddddd; cd dddddddddd; done",
     "a daemon": "(setsid sleep 1000 >/dev/null 2>&1 &); (setsid bash -c 'trap \"\" TERM; sleep 1000' &)",
     "signals at the worker": "kill -STOP 1; kill -KILL 1; kill -TERM 1; kill -INT 1; true",
     "a failure": "echo x > /tmp/left; kill -9 $$",
