@@ -1,22 +1,20 @@
-"""Is there nothing to do? Answered from stamps alone, before anything slow is imported.
+"""What a build rested on, written down so that the next one can be told from stamps alone that there is nothing to do.
 
-After a build that left the whole plan right, every path that it rested on is written down with its
-stamp. If all of them are as they were, the same build has nothing to do. Whatever differs, even
-harmlessly, sends the question to the full build: this memory can be stale and noticed, never wrong.
+After a build that left the whole plan right, every path that it rested on is written down with its stamp, those of
+the host's system too. `quick.py` asks whether all of them are as they were.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ..core.digest import object_digest
-from ..sandbox.system import system_digest
-from . import sealed
-from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_of
+from ..sandbox.system import system_digest, watched
+from . import quick, sealed
+from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_at
 
 if TYPE_CHECKING:
     from .options import Options
@@ -27,22 +25,12 @@ if TYPE_CHECKING:
 
 RACY_MAX = 64
 RACY_BYTES_MAX = 1 << 20
-SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HOME", "HOME")
-
-
-def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[object, ...]:
-    """What a plain build asks. Any other flag than these makes another question, which is not answered here."""
-    return ("noop 1", manifest, start, targets)
-
-
-def _path(dot: str) -> str:
-    return os.path.join(dot, "noop")
 
 
 def forget(site: Site) -> None:
     """The next build looks at everything."""
     with suppress(OSError):
-        os.unlink(_path(site.dot))
+        os.unlink(quick.memory_path(site.root))
 
 
 def remember(
@@ -66,7 +54,11 @@ def remember(
     from .settings import config_path
 
     for path in (*links_of(config_path(options.environment)), *planned.kinds, *rested_on):
-        items.setdefault(path, _stamp(path))
+        items.setdefault(path, stamp_at(path))
+    system = {path: stamp_at(path) for path in watched()}
+    if system_digest(site.cache_home) != surroundings.system():
+        return  # Looked at again after its stamps were taken: it is no longer what the steps saw.
+    items |= system
     now = time.time_ns()
     witnesses: dict[str, str] = {}
     for path, stamp in items.items():
@@ -78,18 +70,26 @@ def remember(
         witnesses[path] = str(known[2][0])
     patterns = sorted({p for i in instances for p in i.pass_env})
     passed = {n: options.environment[n] for i in instances for n in surroundings.passed(i)}
+    top = site.root.rstrip("/") + "/"
+    inside = [path for path, stamp in items.items() if stamp != NOTHING and path.startswith(top)]
+    outside = [path for path, stamp in items.items() if stamp != NOTHING and not path.startswith(top)]
+    try:
+        numbers = quick.packed([number for path in (*inside, *outside) for number in items[path]])
+    except struct.error:
+        return  # A file system with inode numbers beyond 63 bits: the full build will look.
     sealed.save(
-        _path(site.dot),
+        quick.memory_path(site.root),
         site.seal,
         (
-            question(site.manifest, options.start, options.targets),
+            quick.question(site.manifest, options.start, options.targets),
             steps,
-            _settings(options.environment),
+            quick.settings_of(options.environment),
             patterns,
             passed,
-            surroundings.system(),
-            list(items),
-            list(items.values()),
+            [path[len(top) :] for path in inside],
+            outside,
+            numbers,
+            [path for path, stamp in items.items() if stamp == NOTHING],
             witnesses,
         ),
     )
@@ -104,56 +104,3 @@ def is_plain(options: Options) -> bool:
         and options.shuffle is None
         and not (options.sets or options.tags or options.dry_run or options.explain or options.verbose)
     )
-
-
-def nothing_to_do(
-    root: str, manifest: str, start: str, targets: tuple[str, ...], environment: Mapping[str, str]
-) -> int | None:
-    """The number of steps that are all up to date; None if that cannot be told from here."""
-    home = sealed.cache_home(environment)
-    dot = os.path.join(root, ".requiem")
-    value = sealed.load(_path(dot), sealed.seal_key(home))
-    if value is None:
-        return None
-    asked, steps, settings, patterns, passed, system, paths, expected, witnesses = value
-    if asked != question(manifest, start, targets):
-        return None
-    if settings != _settings(environment):
-        return None
-    if patterns and not _same_environment(patterns, passed, environment):
-        return None
-    lstat = os.lstat
-    for path, stamp in zip(paths, expected, strict=True):
-        try:
-            found = lstat(path)
-        except OSError:
-            if stamp == NOTHING:
-                continue
-            return None
-        if stamp_of(found) != stamp:
-            return None
-    for path, digest in witnesses.items():
-        with open(path, "rb") as file:
-            if object_digest(file.read()) != digest:
-                return None
-    if system_digest(home) != system:
-        return None
-    return int(steps)
-
-
-def _settings(environment: Mapping[str, str]) -> dict[str, str | None]:
-    """What of the environment decides how a build is done, and where the user's configuration lies."""
-    return {name: environment.get(name) for name in SETTINGS}
-
-
-def _same_environment(patterns: list[str], passed: Mapping[str, str], environment: Mapping[str, str]) -> bool:
-    from .surroundings import passed_names
-
-    return passed == {name: environment[name] for name in passed_names(patterns, environment)}
-
-
-def _stamp(path: str) -> Stamp:
-    try:
-        return stamp_of(os.lstat(path))
-    except OSError:
-        return NOTHING

@@ -7,30 +7,31 @@ another version reads as absent. Marshal is safe here because nothing unsealed i
 
 from __future__ import annotations
 
-import contextlib
 import marshal
 import os
 import stat
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 from .. import __version__
-from ..core.digest import IS_FALLBACK
 
-if IS_FALLBACK:  # What another primitive sealed is not believed, so its digests are never mixed with these.
-    from hashlib import blake2b
+TYPE_CHECKING = False  # A no-op imports this module, and little else.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
-    def _seal(body: bytes, key: bytes) -> bytes:
-        return blake2b(body, key=key, digest_size=_SEAL_BYTES).digest()
-else:
+try:
     from blake3 import blake3
 
     def _seal(body: bytes, key: bytes) -> bytes:
         return blake3(body, key=key).digest()
+except ImportError:  # What another primitive sealed is not believed, so its digests are never mixed with these.
+    from hashlib import blake2b
+
+    def _seal(body: bytes, key: bytes) -> bytes:
+        return blake2b(body, key=key, digest_size=_SEAL_BYTES).digest()
 
 
-FORMAT = 14
+FORMAT = 15
 """Raised whenever what any of these files holds changes its shape."""
 
 _MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()
@@ -59,19 +60,23 @@ def seal_key(home: str) -> bytes:
             key = file.read(_SEAL_BYTES + 1)
         if len(key) == _SEAL_BYTES and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077:
             return key
-        with contextlib.suppress(OSError):
+        try:
             os.unlink(path)
+        except OSError:
+            break
     return os.urandom(_SEAL_BYTES)
 
 
 def _make_key(home: str, path: str) -> None:
+    from contextlib import suppress
+
     temporary = f"{path}.{os.getpid()}"
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         os.makedirs(home, mode=0o700, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(os.urandom(_SEAL_BYTES))
-        with contextlib.suppress(FileExistsError):
+        with suppress(FileExistsError):
             os.link(temporary, path)  # The first of two processes wins, and both use its key.
         os.unlink(temporary)
 
@@ -95,6 +100,8 @@ def load(path: str, key: bytes) -> Any:
 
 def save(path: str, key: bytes, value: Any) -> None:
     """Saves what `marshal` can hold. A cache that cannot be written is no error."""
+    from contextlib import suppress
+
     body = marshal.dumps(value)
     temporary = f"{path}.{os.getpid()}"
     try:
@@ -102,5 +109,5 @@ def save(path: str, key: bytes, value: Any) -> None:
             file.write(_MAGIC + _seal(body, key) + body)
         os.replace(temporary, path)
     except OSError:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(temporary)

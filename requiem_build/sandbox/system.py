@@ -111,6 +111,25 @@ def package_lines(databases: Sequence[str]) -> list[bytes]:
     return parse_dpkg(content) if first.startswith(_DPKG) else parse_apk(content)
 
 
+def watched() -> list[str]:
+    """Every path whose stamp the digest rests on, also what is absent and would count: equal stamps, equal digest."""
+    nested = [f"/etc/{name}" for name in _SHOWN_OF_ETC if "/" in name]
+    databases = _package_databases()
+    logs = [f"{path}-wal" for path in databases if path in _RPM]
+    found = {"/etc": None}
+    for top in (*nested, *etc_entries(), _LOCAL, *databases, *logs):
+        found |= dict.fromkeys((*_way(top), *(path for path, _ in _survey(top))))
+    return list(found)
+
+
+def _way(path: str) -> list[str]:
+    """A path and, if it is a link, all that it leads through."""
+    found = [path]
+    while len(found) < 40 and os.path.islink(found[-1]):
+        found.append(os.path.normpath(os.path.join(os.path.dirname(found[-1]), os.readlink(found[-1]))))
+    return found
+
+
 def _package_databases() -> list[str]:
     """The files (or the directory) in which this host's package manager keeps what is installed."""
     for found in (f"{_DPKG}/status", _PACMAN, *_APK):

@@ -16,7 +16,7 @@ from project import CACHE, Project
 
 from requiem_build.core.frontier import Frontier, plan_order
 from requiem_build.core.instance import Instance, Plan
-from requiem_build.engine import noop, sealed
+from requiem_build.engine import quick, sealed
 from requiem_build.engine.schedule import Schedule, Stop
 from requiem_build.sandbox import system
 
@@ -214,19 +214,39 @@ def test_another_setting_of_the_environment_is_another_question(one: Project) ->
     assert "nothing to do" not in one.run("build", env={"REQUIEM_SANDBOX": "process"}).err
 
 
-def test_a_system_that_changed_is_something_to_do(
-    one: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_system_that_changed_is_something_to_do(one: Project, tmp_path: Path) -> None:
+    settle(one)
+    root, key = str(one.root), sealed.seal_key(sealed.cache_home(one.environment()))
+
+    def answer() -> int | None:
+        return quick.nothing_to_do(root, "requiem.toml", root, (), one.environment())
+
+    assert answer() == 1
+    kept = sealed.load(quick.memory_path(root), key)
+    *head, inside, outside, stamps, absent, witnesses = kept
+    assert set(system.watched()) <= {*outside, *absent}
+    for path in ("/etc", "/usr/local", system._package_databases()[0]):
+        at = 40 * (len(inside) + outside.index(path))
+        other = stamps[:at] + bytes([stamps[at] ^ 1]) + stamps[at + 1 :]
+        sealed.save(quick.memory_path(root), key, (*head, inside, outside, other, absent, witnesses))
+        assert answer() is None, path
+    sealed.save(quick.memory_path(root), key, (*head, inside, outside, stamps, [*absent, "/usr"], witnesses))
+    assert answer() is None, "what was absent and is there now"
+    sealed.save(quick.memory_path(root), key, kept)
+    assert answer() == 1, "the control"
+
+
+def test_the_system_is_watched_down_to_each_file_and_what_a_link_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one.build()
-    cache = tmp_path / "cache"  # Of our own: what it knows of /usr/local is lost below.
-    shutil.copytree(CACHE, cache, ignore=shutil.ignore_patterns("*.[0-9]*"))
-    environment = one.environment({"XDG_CACHE_HOME": str(cache)})
-    settle(one, environment)
-    root = str(one.root)
-    assert noop.nothing_to_do(root, "requiem.toml", root, (), environment) == 1
-    (tmp_path / "local").mkdir()
-    monkeypatch.setattr(system, "_LOCAL", str(tmp_path / "local"))
-    assert noop.nothing_to_do(root, "requiem.toml", root, (), environment) is None
+    local = tmp_path / "local"
+    (local / "lib/deep").mkdir(parents=True)
+    (local / "lib/deep/file").touch()
+    (tmp_path / "link").symlink_to("local")
+    monkeypatch.setattr(system, "_LOCAL", str(tmp_path / "link"))
+    watched = system.watched()
+    wanted = (tmp_path / "link", local, tmp_path / "link/lib/deep", tmp_path / "link/lib/deep/file")
+    assert {str(path) for path in wanted} <= set(watched)
 
 
 # The seal
