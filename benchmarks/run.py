@@ -131,6 +131,12 @@ def measure_spawn() -> Pair:
 # A thousand steps
 
 
+def command() -> list[str]:
+    """As users start it: by the script that pip made beside this interpreter, if there is one."""
+    script = Path(sys.executable).with_name("requiem")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "requiem_build"]
+
+
 class Project:
     """One round's two checkouts, with a home of their own; facts of the machine are known (`warm_up`)."""
 
@@ -143,7 +149,7 @@ class Project:
 
     def requiem(self) -> Cost:
         jobs = str(os.cpu_count())
-        return self._run([sys.executable, "-m", "requiem_build", "-q", "-C", str(self.ours), "build", "-j", jobs])
+        return self._run([*command(), "-q", "-C", str(self.ours), "build", "-j", jobs])
 
     def ninja(self) -> Cost:
         return self._run(["ninja", "--quiet", "-C", str(self.theirs), "-j", str(os.cpu_count())])

@@ -155,7 +155,7 @@ def test_errors_have_one_form_and_the_right_code(project: Project) -> None:
         project.manifest(HELLO)
         project.write("name.txt", "x")
         project.refuse(*line)
-    assert project.refuse("why", "x", expect=4).err.startswith('error: the command "why" is not built yet')
+    assert project.refuse("graph", expect=4).err.startswith('error: the command "graph" is not built yet')
 
 
 def test_exact_bytes_leave_by_their_doors(hello: Project) -> None:

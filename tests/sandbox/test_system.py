@@ -109,9 +109,10 @@ def test_a_young_file_is_read_each_time(host, tmp_path, monkeypatch):
     opened = []
     read = open
 
-    def watch(path, mode):
-        opened.append(path)
-        return read(path, mode)
+    def watch(path, mode="r", **more):
+        if "w" not in mode:
+            opened.append(path)
+        return read(path, mode, **more)
 
     monkeypatch.setattr("builtins.open", watch)
     system.system_digest(str(tmp_path))
