@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..core.digest import Digest
 from ..core.entries import Entry
-from ..core.errors import Interrupted, Refused, RequiemError
+from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
 from ..core.request import Request
@@ -31,7 +31,7 @@ from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
 from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
-from .owning import refuse_tracked, remove_vanished
+from .owning import foreign_owner, refuse_tracked, remove_vanished
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
@@ -188,6 +188,7 @@ class _Run:
         self.emit(
             RunStarted(self.run_id, options.mode, __version__, options.targets, site.workspace_id, self.started_when)
         )
+        self._beware_of_others()
         self.places = places_of(plan)
         self.emit(PlanMade(len(self.places), self.planned.manifest))
         for warning in plan.warnings:
@@ -228,6 +229,21 @@ class _Run:
         if not options.dry_run:
             self._tidy(layout, stamps, question)
         return self._conclude(stamps, question, surroundings)
+
+    def _beware_of_others(self) -> None:
+        """Raises UsageError where somebody else's manifest would run commands with root's rights."""
+        paths = [os.path.join(self.site.root, name) for name in (".", *self.planned.manifest)]
+        who = foreign_owner(paths, os.geteuid(), self.options.environment)
+        if not who:
+            return
+        level = self.options.sandbox or self.site.settings.sandbox
+        levels = {level or i.policy.sandbox for i in self.planned.plan.instances.values() if not i.is_group}
+        if levels - {"strict"} and not self.options.dry_run:
+            raise UsageError(
+                f"{who}: below the level strict its commands would run with your rights",
+                hint="run it as that user, or chown the workspace",
+            )
+        self.emit(Warned(who))
 
     # Schedule
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+import stat
+from collections.abc import Collection, Iterable, Mapping
 
 from ..core.errors import UsageError
 from ..core.instance import Plan
@@ -11,6 +12,26 @@ from ..core.patterns import compile_pattern, is_pattern, unescape
 from .evidence import Outputs
 from .layout import Layout, tracked_by_git
 from .memory import Memory
+
+
+def foreign_owner(paths: Iterable[str], uid: int, environment: Mapping[str, str]) -> str:
+    """Who else decides what root builds here, in words; empty for everyone but root, and where it is only root.
+
+    Whoever called sudo is no stranger (docs/decisions/0009-manifests-of-others.md).
+    """
+    if uid != 0:
+        return ""
+    known = {0, int(environment.get("SUDO_UID", "0") or 0)} if environment.get("SUDO_UID", "0").isdigit() else {0}
+    for path in paths:
+        try:
+            seen = os.stat(path)
+        except OSError:
+            continue
+        if seen.st_uid not in known:
+            return f'"{path}" belongs to user {seen.st_uid}, and you are root'
+        if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
+            return f'"{path}" can be written by everyone, and you are root'
+    return ""
 
 
 def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout) -> None:

@@ -320,3 +320,25 @@ def test_the_hint_of_a_foreach_instance_is_right(project: Project) -> None:
         'inputs = ["{{ src }}"]\noutputs = ["a.o"]\n'
     )
     assert 'inputs = [..., "include/a.h"]' in project.build(expect=1).err
+
+
+# M23: somebody else's manifest
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("harm", ["owner", "directory", "writable"])
+def test_m23_root_beware_of_what_others_may_write(project: Project, harm: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root has this to fear")
+    project.manifest("[steps.who]\ncommand = 'id -u > who.txt'\noutputs = ['who.txt']\n")
+    path = project.root if harm == "directory" else project.root / "requiem.toml"
+    os.chmod(path, 0o666) if harm == "writable" else os.chown(path, 12345, 12345)
+    assert "you are root" in project.build("--sandbox", "process", expect=2).report["error"]["what"]
+    assert not project.exists("who.txt")
+    built = project.build()
+    assert built.counts == {"ran": 1} and any("you are root" in text for text in built.report["warnings"])
+    assert project.read("who.txt") == "1000\n"
+    mine = {"SUDO_UID": "12345"}
+    if harm != "writable":
+        assert project.build("--cache", "off", env=mine).report["warnings"] == [], "the control: one's own, by sudo"
+        assert project.build("--sandbox", "process", env=mine).counts == {"ran": 1}
