@@ -24,6 +24,11 @@ SHADOWS = "//shadows"
 """
 
 
+def is_read(path: str) -> bool:
+    """Whether a key of `discovered` is the path of something that may be read, and no mark of a list."""
+    return not path.startswith("//")
+
+
 def by_bytes(texts: Sequence[str] | set[str]) -> list[str]:
     """Sorted by UTF-8 bytes, without repeats."""
     return sorted(set(texts))  # UTF-8 keeps the order of code points.

@@ -15,7 +15,7 @@ from ..core.digest import Digest, Hasher
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import CorruptObject, MissingObject, UsageError
 from ..core.instance import Instance
-from ..core.request import ABSENT, LISTING, Request, parse_request
+from ..core.request import ABSENT, Request, is_read, parse_request
 from ..core.result import Record, Result
 from ..sandbox.system import lookup
 from ..store.layout import Store
@@ -90,7 +90,7 @@ class Lineage:
         if request.stdin is not None:
             yield self._content("source", link.instance.stdin.path if link.instance.stdin else "stdin", request.stdin)
         for path, found in (request.discovered or {}).items():
-            if found != ABSENT and path != LISTING:
+            if found != ABSENT and is_read(path):
                 yield self._content("discovered", path, Digest(found))
         for path, digest in request.roots.items():
             yield Content("root", path, digest)

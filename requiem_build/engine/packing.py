@@ -14,7 +14,7 @@ from ..core import canonical
 from ..core.digest import EMPTY, Digest, is_digest, object_digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import CorruptObject, IntegrityError, MissingObject, RequestError, UsageError
-from ..core.request import ABSENT, LISTING, Request, parse_request
+from ..core.request import ABSENT, Request, is_read, parse_request
 from ..core.result import Result, parse_result
 from ..store.bundle import SMALL_MAX, Contents, Member, Writer
 from ..store.keys import Key
@@ -126,7 +126,7 @@ class Gatherer:
             elif "digest" in entry:
                 self._want(what, Digest(str(entry["digest"])))
         for path, digest in (request.discovered or {}).items():
-            if digest != ABSENT and (path != LISTING or self._store.objects.has(Digest(digest))):
+            if digest != ABSENT and (is_read(path) or self._store.objects.has(Digest(digest))):
                 self._want(f'"{path}", read by {name}', Digest(digest))
         if request.stdin is not None:
             self._want(f"stdin of {name}", request.stdin)

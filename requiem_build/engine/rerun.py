@@ -20,7 +20,7 @@ from ..core.entries import Entry, File, Link
 from ..core.errors import EnvironmentFault, Interrupted, MissingObject, RequiemError
 from ..core.instance import Instance, Root
 from ..core.policy import Limits
-from ..core.request import ABSENT, LISTING, Request
+from ..core.request import ABSENT, Request, is_read
 from ..core.result import Result, make_result
 from ..executors.base import Ran
 from ..executors.blobs import Blobs
@@ -173,7 +173,7 @@ class Rerunner:
     def _offered(self, request: Request) -> dict[str, Entry]:
         offered: dict[str, Entry] = {}
         for path, digest in (request.discovered or {}).items():
-            if path == LISTING or digest == ABSENT:
+            if not is_read(path) or digest == ABSENT:
                 continue
             offered[path] = self._discovered_entry(Digest(digest))
         return offered

@@ -148,10 +148,15 @@ class Boot:
         syscalls.move_mount(tree, place)
         os.close(tree)
 
-    def terminals(self) -> None:
+    def terminals(self, mtime_ns: int) -> None:
         os.mkdir("dev/pts", 0o755)
         flags = syscalls.MS_NOSUID | syscalls.MS_NOEXEC
         syscalls.mount("devpts", "dev/pts", "devpts", flags, "newinstance,ptmxmode=0666,mode=0620")
+        os.utime("dev/pts/ptmx", ns=(mtime_ns, mtime_ns))
+        tree = syscalls.open_tree("dev/pts/ptmx")  # Its mode and date are the worker's, and outlive a step.
+        syscalls.set_mount_attributes(tree, syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NOEXEC)
+        syscalls.move_mount(tree, "dev/pts/ptmx")
+        os.close(tree)
         os.symlink("pts/ptmx", "dev/ptmx")
 
     def proc(self) -> None:

@@ -231,7 +231,7 @@ def _plan_devices(here: Perturbation) -> list[Operation]:
         *(("file", f"/dev/{name}", _held_bytes()) for name in held),
         *(("symlink", path, target) for path, target in _DEVICE_LINKS),
         ("directory", "/dev/shm", 0o755),
-        ("terminals",),
+        ("terminals", INPUT_MTIME_NS),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from pathlib import Path
@@ -143,12 +142,11 @@ def test_a_store_over_its_size_is_cleaned_after_the_build_that_made_it_so(projec
         command = "seq {{ n }} 60000 > a.txt"
         outputs = ["a.txt"]
     """)
-    sizes = []
-    for number in range(12):
+    for number in range(8):  # Each adds a third of a MiB.
         project.build("--set", f"n={number}")
-        sizes.append(answer(project, "stats")["size"])
-    assert max(sizes) < 3 << 20, "each build adds a third of a MiB"
-    assert any(later < earlier for earlier, later in itertools.pairwise(sizes)), "it was cleaned"
+    (project.root / ".cas/v2/size").unlink()  # What was never counted is due, however quick the builds have been.
+    project.build("--set", "n=11")
+    assert answer(project, "stats")["size"] <= 1 << 20, "it was cleaned"
     assert answer(project, "verify")["ok"] and answer(project, "verify")["unanswerable"] == []
     (project.root / "a.txt").unlink()
     assert project.build("--set", "n=11").counts == {"hit": 1}, "what was used last is there"

@@ -13,7 +13,7 @@ from requiem_build.sandbox.linux import StrictSandbox
 pytestmark = pytest.mark.userns
 
 LOOK = (
-    "ls -laR --time-style=full-iso /workspace /tmp /dev/shm | grep -v '^total'; cat /proc/sysvipc/*; "
+    "stat -c '%n %a %u' /dev/pts; stat -c '%n %a %u %Y' /dev/pts/ptmx; script -qec 'tty' /dev/null; ls -laR --time-style=full-iso /workspace /tmp /dev/shm | grep -v '^total'; cat /proc/sysvipc/*; "
     "getfattr -d -m - /workspace /tmp /dev/shm 2>/dev/null; lsattr -d /workspace /tmp /dev/shm 2>/dev/null; "
     "ulimit -a; umask; pwd; cat /proc/net/tcp /proc/net/unix | wc -l; echo /proc/[0-9]*; nice; taskset -p $$"
 )
@@ -58,6 +58,7 @@ PYTHON_ATTEMPTS = {
 }
 ATTEMPTS = {
     "nothing": "true",
+    "the multiplexer of terminals": "chmod 0 /dev/pts/ptmx /dev/pts; touch -d 2001-01-01 /dev/pts/ptmx /dev/pts",
     "files": "echo x | tee /workspace/left /tmp/left /tmp/home/left /dev/shm/left in/left",
     "hidden and odd names": "cd /tmp; touch .hidden -- -rf $'new\\nline' $'\\xff'; ln -s / away; mkfifo pipe",
     "closed directories": "mkdir -p /tmp/a/b /workspace/a/b; touch /tmp/a/b/c; chmod 0 /tmp/a/b /tmp/a /workspace/a",
