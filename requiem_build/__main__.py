@@ -35,7 +35,13 @@ def main() -> None:
     if _nothing_to_do(arguments):
         os._exit(0)
     gc.enable()
-    sys.exit(_run(arguments))
+    code = _run(arguments)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # Nobody hears us, but the exit code is still ours to give.
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:

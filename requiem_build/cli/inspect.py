@@ -84,7 +84,8 @@ def digest(context: click.Context, kind: str, file: str) -> None:
 def schema(context: click.Context, name: str | None) -> None:
     """Print one of the JSON Schemas of Requiem's formats; without a name, list them."""
     if name is None:
-        write_out("".join(f"{each}\n" for each in SCHEMAS))
+        shown = json.dumps({"schema": "requiem.schemas/1", "schemas": SCHEMAS}) + "\n"
+        write_out(shown if context.obj.json else "".join(f"{each}\n" for each in SCHEMAS))
         return
     if name not in SCHEMAS:
         raise UnknownName(f'no schema "{name}"', hint="known: " + ", ".join(SCHEMAS))

@@ -48,7 +48,7 @@ from .site import (
     trust_of,
 )
 from .stamps import Stamps, tells_changes_apart
-from .step import Outcome, Performer
+from .step import INTERRUPTED, Outcome, Performer
 from .surroundings import Surroundings
 from .upkeep import Upkeep
 from .workspace import Workspace
@@ -397,13 +397,13 @@ class _Run:
             self.report.steps = [finished[name] for name in plan.instances if name in finished]
 
     def _why_skipped(self) -> str:
-        return "interrupted" if self.signal is not None else "a step failed"
+        return INTERRUPTED if self.signal is not None else "a step failed"
 
     def _learn(self, name: str, outcome: Outcome) -> None:
         if outcome.remembered is not None:
             self.memory.steps[name] = outcome.remembered
             self.memory.failed.pop(name, None)
-        elif not outcome.ok and outcome.finished is not None:
+        elif outcome.finished is not None and outcome.finished.state == "failed":
             self.memory.failed[name] = outcome.finished.request_digest or ""
 
     # Tidy

@@ -30,6 +30,7 @@ from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
 from .workspace import InputChanged, Workspace
 
 SAME = "same request as"
+INTERRUPTED = "interrupted"
 LOSSES_MAX = 8
 """How often one step puts up with objects that are deleted under it."""
 
@@ -375,6 +376,9 @@ class Performer:
     ) -> Outcome:
         result, ran = built.result, built.ran
         assert result is not None
+        if ran is not None and ran.cancelled and not ran.ok:  # We ended it: that is no failure of its own.
+            finished = StepFinished(instance.name, "skipped", reason=INTERRUPTED, outputs=instance.outputs)
+            return Outcome(False, {}, finished)
         warnings = ["gave another result than before for the same request"] if built.diverged else []
         failure = ran.failure if ran is not None else ""
         if ran is not None and ran.undeclared and (self.verbose or failure):

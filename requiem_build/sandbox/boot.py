@@ -17,6 +17,7 @@ import struct
 from . import syscalls
 from .threads import in_thread
 
+_NETWORK_BYTES = 65536
 CHANNEL = 3
 """The descriptor of the socket to the engine."""
 
@@ -41,7 +42,8 @@ class Boot:
         self.home = -1
         self.base = -1
         self.last_pid = -1
-        self.sockets = -1
+        self.network: list[tuple[int, bytes]] = []
+        """What tells of the network's use, open, and what it says while there was none; empty for the host's."""
         self.null = -1
 
     def open_trees(self, paths: list[str]) -> None:
@@ -215,7 +217,7 @@ class Boot:
 
     def loopback(self) -> None:
         raise_loopback()
-        self.sockets = open_socket_counts()
+        self.watch_network()
 
     def limit(self, name: str, soft: int) -> None:
         """Lowers a limit that the engine inherited, so that steps do not differ by the shell that started it."""
@@ -246,9 +248,21 @@ class Boot:
     def confine(self, program: bytes) -> None:
         syscalls.Filter(program).load()
 
-    def has_lingering_sockets(self) -> bool:
-        """Whether a connection (TIME_WAIT, orphan) outlived its step."""
-        return self.sockets >= 0 and b"TCP: inuse 0 orphan 0 tw 0 " not in os.pread(self.sockets, 4096, 0)
+    def watch_network(self) -> None:
+        """The kernel binds these files to the network namespace that is current when they are opened."""
+        for descriptor, _ in self.network:
+            os.close(descriptor)
+        self.network = []
+        for name in ("dev", "ip6_flowlabel"):
+            try:
+                descriptor = os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:  # A kernel without IPv6.
+                continue
+            self.network.append((descriptor, os.pread(descriptor, _NETWORK_BYTES, 0)))
+
+    def network_was_used(self) -> bool:
+        """Whether a packet went over loopback or a flow label was taken: ports, labels and counters outlive a step."""
+        return any(os.pread(descriptor, _NETWORK_BYTES, 0) != before for descriptor, before in self.network)
 
     def drop_bounding_set(self) -> None:
         syscalls.drop_bounding_set()
@@ -290,11 +304,6 @@ def raise_loopback() -> None:
         fcntl.ioctl(control.fileno(), 0x8914, request)  # SIOCSIFFLAGS
     finally:
         control.close()
-
-
-def open_socket_counts() -> int:
-    """The kernel binds this file to the network namespace that is current when it is opened."""
-    return os.open("/proc/thread-self/net/sockstat", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _overlay_works() -> bool:

@@ -8,10 +8,8 @@ all the walls together. Standard library only; see `worker.py`.
 
 from __future__ import annotations
 
-import os
-
 from . import syscalls
-from .boot import Boot, open_socket_counts, raise_loopback
+from .boot import Boot, raise_loopback
 from .serving import Serving
 from .staging import Preparation
 from .threads import in_thread
@@ -43,12 +41,11 @@ class Fresh(Serving):
         finally:
             preparation.release()
         preparation.remove_mountpoints()
-        if self.boot.has_lingering_sockets():
+        if self.boot.network_was_used():
             self._renew_network()
 
     def _renew_network(self) -> None:
-        """Connections that linger would hold ports of the next step."""
+        """What the last step did in it would be seen by the next one."""
         syscalls.unshare(syscalls.CLONE_NEWNET)
         raise_loopback()
-        os.close(self.boot.sockets)
-        self.boot.sockets = open_socket_counts()
+        self.boot.watch_network()

@@ -2,7 +2,7 @@
 
 Steps are kept apart by reset and verification. After each step everything that it could have left is taken
 away or looked for: processes, files, modes, attributes and flags of the three directories that can be written,
-System V objects, sockets that linger. What cannot be taken away makes the worker *stale*: it refuses the next job,
+System V objects, use of the network. What cannot be taken away makes the worker *stale*: it refuses the next job,
 and the engine starts another (docs/decisions/0008-reused-workers.md). The worker has given up what a step must not
 have, so it could not cheat if it wanted to. Standard library only; see `worker.py`.
 """
@@ -201,8 +201,8 @@ class Reused(Serving):
         for objects in self._objects:
             if os.pread(objects, 4096, 0).count(b"\n") > 1:  # The first line is the heading.
                 raise Stale("System V objects were left")
-        if self.boot.has_lingering_sockets():
-            raise Stale("connections linger")
+        if self.boot.network_was_used():
+            raise Stale("the network was used")
 
     def _make_home(self) -> None:
         os.mkdir(self._home_path, 0o755)

@@ -55,7 +55,6 @@ LANDLOCK_READ_FILE = 1 << 2
 LANDLOCK_READ_DIR = 1 << 3
 LANDLOCK_READ = LANDLOCK_EXECUTE | LANDLOCK_READ_FILE | LANDLOCK_READ_DIR
 LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET = 1
-LANDLOCK_SCOPE_SIGNAL = 2
 
 _X86 = os.uname().machine == "x86_64"
 _NR_CAPSET = 126 if _X86 else 91
@@ -206,7 +205,8 @@ def landlock_rights(abi: int) -> int:
 
 
 def landlock_ruleset(abi: int) -> int:
-    scope = LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET | LANDLOCK_SCOPE_SIGNAL if abi >= 6 else 0
+    # Signals are the pid namespace's business: a scope for them would hold for PID 1 in one kind of worker only.
+    scope = LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET if abi >= 6 else 0
     # Ports are left alone: the network namespace has nothing but loopback, which a step may use.
     attributes = struct.pack("=QQQ", landlock_rights(abi), 0, scope)
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8

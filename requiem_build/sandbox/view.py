@@ -270,7 +270,7 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", here.home, 0o755),
-        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp"), here),
+        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp", "/dev/shm"), here),
     ]
     if landlock:
         plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))

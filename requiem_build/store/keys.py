@@ -175,12 +175,12 @@ class Keys:
     def trust(self, name: str, pem: bytes) -> Key:
         """Takes a public key in under a name. Raises UsageError if that is taken by another key, or it is none."""
         key = _key(name, _public(pem, "the given key"))
+        if key.key_id in self._revoked():
+            raise UsageError(f"the key {key.key_id} is revoked", hint="a revoked key is never trusted again")
         for known in self.all():
             if known.name == name and known.key_id == key.key_id:
                 return known
         self._check_free(name)
-        if key.key_id in self._revoked():
-            raise UsageError(f"the key {key.key_id} is revoked", hint="a revoked key is never trusted again")
         self._write("trusted", name, public_pem(key), 0o644)
         return key
 

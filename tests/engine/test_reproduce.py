@@ -251,6 +251,23 @@ def test_a_ratchet_only_rises(project: Project) -> None:
     project.refuse("reproduce", "--ratchet", "levels.json")
 
 
+# A real project
+
+
+@pytest.mark.gcc
+@pytest.mark.timeout(300)
+def test_a_real_project_with_discovered_headers_is_run_again_and_told_of(tmp_path: Path) -> None:
+    project = Project(tmp_path / "c")
+    shutil.copytree(SOURCE / "examples/c-project", project.root, dirs_exist_ok=True)
+    project.build(timeout_s=200)
+    again = json.loads(project.run("replay", "--execute", "--json", timeout_s=200).out)
+    assert again["ok"] and again["executed"] == again["steps"] > 10
+    ran = project.run("reproduce", "object:lib/csv.c", "--runs", "1", "--json", timeout_s=200)
+    assert ran.code == 0, ran.err
+    told = project.run("sbom", "tally").out
+    assert "lib/csv.c" in told and '"//' not in told, "marks of lists are no files"
+
+
 # Random order
 
 

@@ -155,6 +155,8 @@ def test_nothing_to_do_rests_on_the_keys_too(ci: Person, laptop: Person) -> None
     assert laptop.hello()[0] == "hit"
     assert laptop.run("build").err.startswith("nothing to do")
     assert laptop.run("keys", "revoke", "ci").code == 0
+    again = laptop.run("keys", "trust", "ci", str(ci.key()))
+    assert again.code == 2 and "is revoked" in again.err, "never trusted again"
     plain = laptop.run("build")
     assert plain.code == 0 and "nothing to do" not in plain.err
     laptop.forget()

@@ -13,9 +13,10 @@ from requiem_build.sandbox.linux import StrictSandbox
 pytestmark = pytest.mark.userns
 
 LOOK = (
-    "stat -c '%n %a %u' /dev/pts; stat -c '%n %a %u %Y' /dev/pts/ptmx; script -qec 'tty' /dev/null; ls -laR --time-style=full-iso /workspace /tmp /dev/shm | grep -v '^total'; cat /proc/sysvipc/*; "
+    "stat -c '%n %a %u' /dev/pts /dev/pts/ptmx; script -qec 'tty' /dev/null; ls -laR --time-style=full-iso /workspace /tmp /dev/shm | grep -v '^total'; cat /proc/sysvipc/*; "
     "getfattr -d -m - /workspace /tmp /dev/shm 2>/dev/null; lsattr -d /workspace /tmp /dev/shm 2>/dev/null; "
-    "ulimit -a; umask; pwd; cat /proc/net/tcp /proc/net/unix | wc -l; echo /proc/[0-9]*; nice; taskset -p $$"
+    "ulimit -a; umask; pwd; cat /proc/net/tcp /proc/net/unix | wc -l; "
+    "cat /proc/net/dev /proc/net/ip6_flowlabel; kill -0 1; echo $?; echo /proc/[0-9]*; nice; taskset -p $$"
 )
 
 
@@ -37,6 +38,15 @@ PYTHON_ATTEMPTS = {
     "a queue of System V": "import ctypes; ctypes.CDLL(None).msgget(42, 0o1666)",
     "an attribute of the workspace": "import os; os.setxattr('/workspace', 'user.left', b'here')",
     "a flag of the workspace": "import fcntl, os; fcntl.ioctl(os.open('/workspace', 0), 0x40086602, b'\\x40' + bytes(7))",
+    "a datagram": (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('127.0.0.1', 0)); "
+        "s.sendto(b'x', s.getsockname())"
+    ),
+    "a flow label": (
+        "import socket, struct; s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.setsockopt(41, 32, "
+        "socket.inet_pton(socket.AF_INET6, '::1') + struct.pack('!I', 0x12345) "
+        "+ struct.pack('BBHHHI', 0, 255, 1, 120, 120, 0))"
+    ),
     "a connection": (
         "import socket; a = socket.create_server(('127.0.0.1', 4711)); "
         "b = socket.create_connection(('127.0.0.1', 4711)); c = a.accept()[0]; c.close(); b.close()"
@@ -86,7 +96,7 @@ def test_the_next_step_cannot_tell_what_the_last_one_did(name, look, run_in, one
 
 def test_what_cannot_be_taken_back_costs_the_worker_its_life(run_in, one_worker, python):
     """The positive control of the test above: each of these is really done, and really found."""
-    for name in list(PYTHON_ATTEMPTS)[:7]:
+    for name in list(PYTHON_ATTEMPTS)[:9]:
         before = one_worker._reused
         step = run_in(one_worker, python, "-I", "-S", "-c", PYTHON_ATTEMPTS[name])
         if step.finished.exit_code:
