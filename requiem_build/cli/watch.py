@@ -58,7 +58,11 @@ def command(
 
     def build() -> bool:
         console = Console(
-            color=shared.color, quiet=shared.quiet, verbose=shared.verbose, explain=True, environment=shared.environment
+            color=shared.color,
+            quiet=shared.quiet,
+            verbose=shared.verbose,
+            explain=False,
+            environment=shared.environment,
         )
 
         def begin(started: engine.Running) -> None:
@@ -92,7 +96,10 @@ def command(
 
     watch = Watch(site.root, build, failed, idle)
 
+    ended_by = [0]
+
     def handle(number: int, _: FrameType | None) -> None:
+        ended_by[0] = number
         watch.stop.set()
         for started in running:
             started.interrupt(number)
@@ -103,4 +110,4 @@ def command(
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0
+    return 128 + ended_by[0] if ended_by[0] not in (0, signal.SIGINT) else 0  # Ctrl-C is how one ends it.
