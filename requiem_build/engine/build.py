@@ -38,6 +38,7 @@ from .requests import RequestMaker
 from .site import (
     Site,
     boot_sandbox,
+    can_write,
     clear_scratch,
     find_site,
     host_platform,
@@ -89,6 +90,8 @@ def build(
     Raises RequiemError for what is wrong before any step runs; a failed step is in the report.
     """
     site = find_site(options)
+    if options.dry_run and not can_write(site):
+        return _Run(site, options, listener, asked).run(on_start)  # A question changes nothing, and needs no lock.
     prepare_dot(site.dot)
 
     def notice(text: str) -> None:

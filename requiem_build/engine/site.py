@@ -127,6 +127,11 @@ def trust_of(site: Site, options: Options) -> Trust | None:
     return load_trust(site.settings.trust, site.root, options.environment)
 
 
+def can_write(site: Site) -> bool:
+    """Whether this workspace can be built in at all, or only asked about."""
+    return os.access(site.dot if os.path.isdir(site.dot) else site.root, os.W_OK | os.X_OK)
+
+
 def prepare_dot(dot: str) -> None:
     """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
     try:

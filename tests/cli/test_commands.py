@@ -422,3 +422,20 @@ def test_watch_does_not_repeat_a_failure_for_events_that_do_not_matter(project: 
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+@pytest.mark.root
+def test_a_question_is_answered_where_nothing_can_be_written(project: Project) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting is root's")
+    project.manifest(HELLO)
+    project.write("name.txt", "x")
+    project.build()
+    project.write("name.txt", "y")
+    read_only = f"mount --bind {project.root} {project.root} && mount -o remount,bind,ro {project.root} && "
+    for words, expect in (("build -n --json", 0), ("why hello --json", 0), ("list --json", 0), ("build", 4)):
+        script = f"{read_only} cd {project.root} && exec {sys.executable} -m requiem_build {words}"
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script], env=project.environment(), capture_output=True, text=True
+        )
+        assert done.returncode == expect, f"{words}: {done.stderr}"
