@@ -284,6 +284,32 @@ def test_commands_that_tell_of_the_last_run_find_it(reader: Reader) -> None:
     assert refused.code == 4, "a command on the store itself stays there"
 
 
+def test_only_what_is_signed_answers_through_it_too(reader: Reader) -> None:
+    configuration = "../home/config/requiem/config.toml"
+    reader.write(configuration, '[trust]\nsign = true\naccept = ["local"]\n')
+    assert reader.run("keys", "new").code == 0
+    first = reader.frozen_build()
+    assert first.counts == {"ran": 3} and "signed by nobody you trust" in first.step("big")["reason"]
+    reader.check()
+    (reader.root / "last.out").unlink()
+    assert reader.frozen_build().step("last")["state"] == "hit", "signed by us, in the stand-in"
+    reader.forget()
+    assert reader.build().counts == {"ran": 3}
+    reader.forget()
+    assert reader.frozen_build().counts == {"hit": 3}, "signed by us, in the store"
+    assert not reader.blob(LARGE + b"a\n", reader.stand_in).exists()
+
+
+def test_it_is_kept_within_the_size_of_a_store(reader: Reader) -> None:
+    reader.write("../home/config/requiem/config.toml", '[store]\nmax_size = "100KiB"\n')
+    reader.write("a", "changed\n")
+    before = snapshot(reader.cas)
+    ran = reader.frozen_build()
+    assert ran.counts == {"ran": 3} and "grown over its size" in ran.err
+    reader.check()
+    assert not reader.blob(LARGE + b"changed\n", reader.stand_in).exists() and snapshot(reader.cas) == before
+
+
 def test_requests_and_results_do_not_tell(reader: Reader) -> None:
     """The same digests as with a store that can be written: nothing of it is in any of them."""
     reader.write("a", "changed\n")

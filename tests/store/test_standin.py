@@ -193,6 +193,8 @@ def test_signed_records_are_seen_through_and_filed_in_front(below: Store, made: 
     other = other_result(values)
     kept = view.records.publish(values.request, other.result, seal(other.record, key))
     assert kept.diverged and kept.result.digest == values.result.digest
+    everybody = both.records.find(values.request.digest)
+    assert everybody is not None and everybody.result.digest == values.result.digest
     new = made("b")
     view.outbox.add(new.request, new.result, seal(new.record, key))
     view.outbox.flush()
