@@ -82,10 +82,10 @@ def command(
     )
     report = run_build(options, shared)
     if timeline is not None:
-        from .cas_store import open_store
+        from .cas_store import open_view
         from .timeline import write_timeline
 
-        write_timeline(shared, open_store(shared, read_only=True), report.run, timeline)
+        write_timeline(shared, open_view(shared), report.run, timeline)
     if shared.json:
         write_out(json.dumps(report.as_json(), indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     with suppress(KeyboardInterrupt):  # The build is over and has been told: this may be left for the next one.

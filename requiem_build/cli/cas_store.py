@@ -28,6 +28,22 @@ def open_store(shared: Globals, *, read_only: bool) -> Store:
     return places.open_store(site, read_only=read_only)
 
 
+def open_view(shared: Globals) -> Store:
+    """As `open_store` for reading only, with what the workspace's builds made while it could not be written."""
+    try:
+        return places.open_view(places.find_site(Options(shared.start, shared.environment, manifest=shared.file)))
+    except UsageError:
+        return open_store(shared, read_only=True)
+
+
+def open_working(shared: Globals) -> Store:
+    """As `open_view`, for those who may have to write."""
+    try:
+        return places.working_store(places.find_site(Options(shared.start, shared.environment, manifest=shared.file)))
+    except UsageError:
+        return open_store(shared, read_only=False)
+
+
 def resolve(store: Store, text: str) -> Digest:
     digest = parse_digest(text)
     if not store.objects.has(digest):

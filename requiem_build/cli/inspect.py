@@ -21,7 +21,7 @@ from ..engine.options import Options
 from ..engine.site import find_site
 from ..store.layout import Store
 from ..store.records import Kept
-from .cas_store import open_store
+from .cas_store import open_view
 from .console import Console, plain, write_bytes, write_err, write_out
 from .globals import Globals
 
@@ -106,7 +106,7 @@ def show(context: click.Context, kind: str, what: str) -> None:
     """Write the exact canonical bytes of a request, result, record or trace, or what its signatures are worth."""
     if kind not in KINDS:
         raise UsageError(f'"{kind}" is none of {", ".join(KINDS)}')
-    store = open_store(context.obj, read_only=True)
+    store = open_view(context.obj)
     kept = _find(context.obj, store, what)
     match kind:
         case "request":
@@ -203,7 +203,7 @@ def _events(shared: Globals, store: Store) -> Iterator[dict[str, Any]]:
 def log(context: click.Context, step: str) -> None:
     """Print what a step wrote when it was last run here."""
     shared: Globals = context.obj
-    store = open_store(shared, read_only=True)
+    store = open_view(shared)
     event = _last_event(shared, store, step)
     streams = {name: _stream(store, event, name) for name in ("stdout", "stderr")}
     if shared.json:

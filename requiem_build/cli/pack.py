@@ -13,7 +13,7 @@ from ..engine.site import find_site, trust_of
 from ..engine.trust import keys_of
 from ..engine.workspace import Files
 from ..store.layout import Store
-from .cas_store import open_store
+from .cas_store import open_working
 from .console import plain, write_err, write_out
 from .globals import Globals
 from .output import new_file
@@ -27,7 +27,7 @@ from .output import new_file
 def command(context: click.Context, run: str, output: str, key: str | None) -> None:
     """Write a run into one file: objects, records, signatures, journal and manifest."""
     shared: Globals = context.obj
-    store = open_store(shared, read_only=False)
+    store = open_working(shared)
     run_id, signer = run, None
     gatherer = Gatherer(store)
     try:

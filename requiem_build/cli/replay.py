@@ -17,7 +17,7 @@ from ..engine.trust import keys_of
 from ..store.keys import Verifier, available
 from ..store.layout import Store
 from .build import heeding_signals
-from .cas_store import open_store
+from .cas_store import open_view
 from .console import plain, write_err, write_out
 from .globals import Globals
 from .unpack import is_bundle, replay_file
@@ -37,7 +37,7 @@ def command(context: click.Context, run: str, execute: bool, timeline: str | Non
                 f'"{run}" is a packed run: it is only checked', hint=f"requiem unpack {run}, then replay the run"
             )
         return replay_file(shared, run)
-    store = open_store(shared, read_only=True)
+    store = open_view(shared)
     site = _site(shared)
     run_id = find_run(store, run, None if site is None else site.workspace_id, _last_run(site) if site else None)
     if execute:

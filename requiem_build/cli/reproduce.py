@@ -23,8 +23,7 @@ from ..engine.options import Options
 from ..engine.ratchet import fallen, parse_ratchet, raised
 from ..engine.reproduce import Examined, Finding, examine
 from ..engine.rerun import CannotRerun, Rerunner
-from ..engine.site import Site, find_site, question_of
-from ..engine.site import open_store as open_site_store
+from ..engine.site import Site, find_site, open_view, question_of, working_store
 from ..engine.trials import find_clock_library
 from ..engine.verdicts import Known, find_known, level_of, select, settled, verdict_of
 from ..store.layout import Store
@@ -91,7 +90,7 @@ def command(
         raise UsageError(f"-j is {jobs}, not a number of jobs from 1 to {JOBS_MAX}")
     options = Options(shared.start, shared.environment, manifest=shared.file, profile=profile, sets=parse_sets(set_))
     site = find_site(options)
-    store = open_site_store(site, read_only=True)
+    store = open_view(site)
     before = _read_ratchet(shared, ratchet)
     planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
     instances = planned.plan.instances
@@ -165,7 +164,7 @@ class _Work:
         before = level_of(self.reading, known)
         with self.lock:
             if self.writing is None:
-                self.writing = Verdicts(open_site_store(self.site))
+                self.writing = Verdicts(working_store(self.site))
         self.writing.keep(verdict)
         after = level_of(self.reading, known)
         if after < before:

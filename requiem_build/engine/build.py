@@ -40,13 +40,15 @@ from .site import (
     boot_sandbox,
     can_write,
     clear_scratch,
+    drop_stand_in,
     find_site,
     host_platform,
-    open_store,
     prepare_dot,
     question_of,
     size_max,
+    stand_in_notice,
     trust_of,
+    working_store,
 )
 from .stamps import Stamps, tells_changes_apart
 from .step import INTERRUPTED, Outcome, Performer
@@ -164,10 +166,11 @@ class _Run:
         self.memory = memories.load(site.dot, site.seal)
         question = question_of(site, options)
         self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
-        self.store = open_store(site, self.planned.store_settings)
+        self.store = working_store(site, self.planned.store_settings, dry_run=options.dry_run)
         self.view = self.store if self.trust is None else self.trust.view(self.store)
         self.outbox = self.view.outbox
         if not options.dry_run:
+            drop_stand_in(site, self.store)
             self.journal = Journal(self.run_id, os.path.join(site.dot, "tmp"))
             keep_manifest(site.root, self.planned.manifest, self.store)
         with self._journaled():
@@ -194,7 +197,8 @@ class _Run:
         self._beware_of_others()
         self.places = places_of(plan)
         self.emit(PlanMade(len(self.places), self.planned.manifest))
-        for warning in plan.warnings:
+        notice = None if options.dry_run else stand_in_notice(self.store)
+        for warning in (*([notice] if notice else []), *plan.warnings):
             self.emit(Warned(warning))
         blobs = Blobs(self.store.objects)
         stamps = Stamps(
@@ -442,7 +446,7 @@ class _Run:
         self._end_journal(ok=report.ok, exit_code=report.exit_code)
         if not self.options.dry_run:
             report.upkeep = Upkeep(
-                self.store,
+                self.store.written,
                 site=self.site,
                 size_max=size_max(self.site, self.planned.store_settings),
                 lasted_ms=report.duration_ms,

@@ -22,7 +22,7 @@ from ..store.layout import Store
 from . import memory as memories
 from . import plans
 from .options import Options
-from .site import Site, find_site, open_store, question_of
+from .site import Site, find_site, question_of, working_store
 
 BASE_PATH = "/usr/local/bin:/usr/bin:/bin"
 _PIECE = 1 << 20
@@ -162,7 +162,7 @@ def trace_back(options: Options) -> Lineage:
     """
     site = find_site(options)
     planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
-    store = open_store(site, planned.store_settings)
+    store = working_store(site, planned.store_settings, dry_run=True)
     memory = memories.load(site.dot, site.seal)
     links: dict[str, Step] = {}
     for name, instance in planned.plan.instances.items():

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from .trust import Trust
 
 
+STAND_IN = "stand-in"
+"""Below `.requiem/`: what builds make while the store cannot be written."""
+
+
 @dataclass(slots=True)
 class Site:
     """`root` and `dot` are absolute; `cache_home` holds facts of this machine that all workspaces share."""
@@ -85,6 +89,41 @@ def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read
         settings = _manifest_settings(site)
     durability = site.settings.durability or (settings or {}).get("durability") or BATCH
     return Store(store_path(site, settings), read_only=read_only, durability=str(durability))
+
+
+def working_store(site: Site, settings: Mapping[str, object] | None = None, *, dry_run: bool = False) -> Store:
+    """As `open_store`; where that store cannot be written, one of the workspace's own stands in front of it.
+
+    A `dry_run` makes no such store: it only looks into the one that is there.
+    """
+    store = open_store(site, settings)
+    return store if store.refusal is None else _behind_stand_in(site, store, read_only=dry_run)
+
+
+def open_view(site: Site, settings: Mapping[str, object] | None = None) -> Store:
+    """The store as builds of this workspace see it, for reading only."""
+    return _behind_stand_in(site, open_store(site, settings, read_only=True), read_only=True)
+
+
+def _behind_stand_in(site: Site, store: Store, *, read_only: bool) -> Store:
+    from ..store.standin import stand_in
+
+    return stand_in(Path(site.dot, STAND_IN, "store"), store, read_only=read_only)
+
+
+def drop_stand_in(site: Site, store: Store) -> None:
+    """Once the store can be written again nothing needs it. Only for whoever holds the workspace's lock."""
+    path = os.path.join(site.dot, STAND_IN)
+    if store.below is None and os.path.lexists(path):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def stand_in_notice(store: Store) -> str | None:
+    """What a user must know of a build whose store cannot be written; None if it can."""
+    if store.below is None or store.below.refusal is None:
+        return None
+    cause = dict(store.below.refusal.facts).get("cause", store.below.refusal.what)
+    return f"the store is read-only: {cause}: {store.below.root}; what this build makes is kept in {DOT}/{STAND_IN}"
 
 
 def store_path(site: Site, settings: Mapping[str, object] | None = None) -> Path:
@@ -157,6 +196,10 @@ def clear_scratch(dot: str) -> None:
                     os.unlink(item.path)
 
 
+def _is_gone(store: Store, error: SandboxUnavailable) -> bool:
+    return any("ENOENT" in told and str(root) in told for _, told in error.facts for root in store.roots)
+
+
 def boot_sandbox(
     request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None = None
 ) -> Sandbox:
@@ -172,13 +215,13 @@ def boot_sandbox(
         for left in (2, 1, 0):
             try:
                 return StrictSandbox(
-                    roots=roots,
+                    roots=[*roots, *map(str, store.roots[1:])],
                     store=str(store.root),
                     network=request.policy.network,
                     perturbation=perturbation or STILL,
                 )
             except SandboxUnavailable as error:
-                if left == 0 or not any("ENOENT" in told and str(store.root) in told for _, told in error.facts):
+                if left == 0 or not _is_gone(store, error):
                     raise  # Else the store was deleted at this very moment: without one it boots as well.
     from ..sandbox.posix import NoSandbox, ProcessSandbox
 

@@ -26,7 +26,7 @@ from .build import Running, build
 from .contents import Contents
 from .explain import SECRET, Change, System, changes
 from .options import Options
-from .site import Site, find_site, open_store
+from .site import Site, find_site, working_store
 from .systems import system_changes
 
 SCHEMA = "requiem.why/1"
@@ -154,7 +154,7 @@ def predict(options: Options) -> Prediction:
     report = build(options, listen, begun.append, asked)
     site, planned = find_site(options), begun[0].planned
     assert planned is not None
-    store = open_store(site, planned.store_settings)
+    store = working_store(site, planned.store_settings, dry_run=True)
     return Prediction(site, store, planned.plan, finished, requests, report.warnings)
 
 

@@ -86,6 +86,9 @@ class Store:
     store opens all the same: `refusal` then says why nothing can be put. `durability` is one of `DURABILITIES`.
     """
 
+    below: Store | None = None
+    """The store that cannot be written and is read through this one (`standin.py`)."""
+
     def __init__(self, root: Path, *, read_only: bool = False, durability: str = BATCH) -> None:
         self.root = Path(os.path.realpath(root) + (f"-{HASH}" if IS_FALLBACK else ""))
         place = str(self.root)
@@ -100,7 +103,7 @@ class Store:
         except OSError as error:
             raise fault(error, f"opening the store {place}", place) from error
         durable = durability == FULL
-        self._durability = durability
+        self.durability = durability
         self.objects = Objects(Place(f"{place}/v2", self._scratch, refusal=self.refusal, durable=durable))
         self.records = Records(
             f"{place}/records", f"{place}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable
@@ -114,7 +117,7 @@ class Store:
 
     def sync(self) -> None:
         """What was put is as durable on return as it ever will be. Raises EnvironmentFault."""
-        if self._durability == BATCH and self.refusal is None:
+        if self.durability == BATCH and self.refusal is None:
             try:
                 sync_file_system(str(self.root))
             except OSError as error:
@@ -124,6 +127,16 @@ class Store:
     def scratch(self) -> Scratch:
         return self._scratch
 
+    @property
+    def roots(self) -> tuple[Path, ...]:
+        """Where the files lie that `objects.file` gives; the root is the first."""
+        return (self.root,)
+
+    @property
+    def written(self) -> Store:
+        """What of it is written and collected, without what is only read through it."""
+        return self
+
     def lease(self) -> AbstractContextManager[None]:
         """Pins what the holder puts and uses against collection, until it ends, however it ends."""
         return nullcontext() if self.refusal is not None else leases.held(f"{self.root}/v2", self._scratch)
@@ -132,21 +145,25 @@ class Store:
         """The scope of one key: what it signed, where no other writer's record can stand in the way."""
         if self.refusal is None and not os.path.isdir(f"{self.root}/records/signed"):
             ensure_directory(f"{self.root}/records/signed")
-        base, durable = f"{self.root}/records/signed/{key_id}", self._durability == FULL
+        base, durable = f"{self.root}/records/signed/{key_id}", self.durability == FULL
         return Records(base, f"{self.root}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable)
 
     def with_records(self, records: Records) -> Store:
         """The same store, whose records are found and filed in another way."""
         other = copy(self)
         other.records = records
-        other.outbox = Outbox(str(self.root), records, self._durability, refusal=self.refusal)
+        other.outbox = Outbox(str(self.root), records, self.durability, refusal=self.refusal)
         return other
 
     def scopes(self) -> Iterator[Records]:
         """The records of every writer: of nobody in particular, then of each key."""
         yield self.records
-        for key_id in sorted(_names(f"{self.root}/records/signed")):
+        for key_id in self.key_ids():
             yield self.signed_records(key_id)
+
+    def key_ids(self) -> list[str]:
+        """The keys that signed any record here, in order."""
+        return sorted(_names(f"{self.root}/records/signed"))
 
     def missing(self, result: Result) -> list[Digest]:
         """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""

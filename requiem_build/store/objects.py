@@ -29,7 +29,7 @@ from .quarantine import condemn, remove_foreign
 from .reading import Bad, Opened, open_object, open_once, pieces, size_of, stamp
 from .writing import Writer
 
-_WRITABLE_BY_OTHERS = 0o022
+WRITABLE_BY_OTHERS = 0o022
 PACK_LEAST = 16
 """Fewer small files than this are not worth a pack."""
 
@@ -194,7 +194,7 @@ class Objects:
                     return path
         try:
             with self._reading(digest) as opened:
-                exposed = opened.status.st_mode & _WRITABLE_BY_OTHERS and self.place.refusal is None
+                exposed = opened.status.st_mode & WRITABLE_BY_OTHERS and self.place.refusal is None
                 if opened.status.st_size == opened.meta.original_size and not exposed:
                     self._verify_in_place(digest, opened)
                 else:  # Compressed, or others may write it: also after it was verified.

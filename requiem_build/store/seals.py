@@ -119,7 +119,7 @@ class SealedRecords(Records):
 
     def file(self, written: Written) -> Kept:
         """Files a record everywhere that it belongs, and returns what counts for its request here now."""
-        kept = super().file(written)
+        kept = self._everybody.file(written)
         if self._mine is None:
             return kept if self._policy is None else written.kept
         key, scope = self._mine

@@ -20,6 +20,7 @@ class Verdicts:
         self._base = f"{store.root}/verdicts"
         self._scratch = Scratch(f"{store.root}/v2/tmp")
         self._refusal = store.refusal
+        self._below = None if store.below is None else Verdicts(store.below)
 
     def find(self, request_digest: Digest, result_digest: Digest) -> Verdict | None:
         """What was earned by this very result of the request."""
@@ -29,7 +30,7 @@ class Verdicts:
                 verdict = parse_verdict(content)
                 if (verdict.request_digest, verdict.result_digest) == (request_digest, result_digest):
                     return verdict
-        return None
+        return None if self._below is None else self._below.find(request_digest, result_digest)
 
     def keep(self, verdict: Verdict) -> None:
         """Replaces what was known. Raises EnvironmentFault."""
