@@ -91,6 +91,7 @@ def build(
 
     Raises RequiemError for what is wrong before any step runs; a failed step is in the report.
     """
+    _make_garbage_rare()
     site = find_site(options)
     if options.dry_run and not can_write(site):
         return _Run(site, options, listener, asked).run(on_start)  # A question changes nothing, and needs no lock.
@@ -110,8 +111,7 @@ def build(
 
 
 def _make_garbage_rare() -> None:
-    """The plan lives as long as we do and a step makes few cycles: looking for them cost a tenth of a build."""
-    gc.freeze()
+    """A plan lives as long as we do and a step makes few cycles: looking for them cost a tenth of a build."""
     gc.set_threshold(50_000, 20, 20)
 
 
@@ -227,7 +227,7 @@ class _Run:
         )
         if not options.dry_run:
             refuse_tracked(site.root, plan, self.memory.made(), layout)
-        _make_garbage_rare()
+        gc.freeze()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
             on_start(Running(self.interrupt, blobs.get, site.root, self._durations, self.jobs(), self.planned))

@@ -6,10 +6,10 @@ A rebuilder knows requests, records and an executor. It does not know steps, the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ..core.digest import EMPTY
+from ..core.digest import EMPTY, Digest
 from ..core.entries import Entry, File, Tree
 from ..core.errors import CorruptObject, MissingObject
 from ..core.policy import Limits
@@ -35,6 +35,8 @@ class Wanted:
     asserted: tuple[str, ...] = ()
     remember: bool = True
     retries: int = 0
+    unanswered: bool = False
+    """Whether the store was asked just now and had no record at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,13 @@ class Rebuilder(Protocol):
 MakeRecord = Callable[[Ran, Wanted], Record]
 
 
-def find(store: Store, blobs: Blobs, request: Request, offered: Mapping[str, Entry]) -> Built | None:
-    """The record of a request, all of whose objects are there: by each known path set, newest first."""
+def find(
+    store: Store, blobs: Blobs, request: Request, offered: Mapping[str, Entry], absent: set[Digest] | None = None
+) -> Built | None:
+    """The record of a request, all of whose objects are there: by each known path set, newest first.
+
+    Requests of which there is no record at all are added to `absent`.
+    """
     if not request.discover:
         candidates = [request]
     else:
@@ -74,7 +81,9 @@ def find(store: Store, blobs: Blobs, request: Request, offered: Mapping[str, Ent
         candidates = [request.with_discovered(discovered_now(paths, offered)) for paths in sets]
     for candidate in candidates:
         kept = store.records.find(candidate.digest)
-        if kept is not None and _is_whole(store, blobs, kept.result):
+        if kept is None and absent is not None:
+            absent.add(candidate.digest)
+        elif kept is not None and _is_whole(store, blobs, kept.result):
             return Built(candidate, kept.result, kept.record, None, filed=kept.record)
     return None
 
@@ -127,7 +136,7 @@ class Always:
         diverged, filed = False, None
         if ran.ok and self._publish and wanted.remember:  # A failure is reported, never remembered.
             path_set = None if ran.discovered is None else (wanted.request.digest, ran.discovered)
-            kept = self._store.outbox.add(ran.request, ran.result, record, path_set)
+            kept = self._store.outbox.add(ran.request, ran.result, record, path_set, unanswered=wanted.unanswered)
             diverged = kept.result.digest != ran.result.digest
             filed = None if diverged else kept.record
         return Built(ran.request, ran.result, record, ran, diverged, recorded=filed is not None, filed=filed)
@@ -140,12 +149,13 @@ class Cached:
         self._store = store
         self._blobs = blobs
         self._otherwise = otherwise
+        self._absent: set[Digest] = set()
 
     def recall(self, request: Request, offered: Mapping[str, Entry]) -> Built | None:
-        return find(self._store, self._blobs, request, offered)
+        return find(self._store, self._blobs, request, offered, self._absent)
 
     def build(self, wanted: Wanted) -> Built:
-        return self._otherwise.build(wanted)
+        return self._otherwise.build(replace(wanted, unanswered=wanted.request.digest in self._absent))
 
 
 class Predicted:

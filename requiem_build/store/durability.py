@@ -1,7 +1,7 @@
 """When does what was written survive a power cut? Never promised, after each batch, or at once.
 
 none    nothing is synced: the system writes it out when it likes
-batch   one sync for what half a second brought; only then are its records published
+batch   one sync for what half a second brought (longer on a slow disk); only then are its records published
 full    each object is synced before its record, and each record before its step counts as done
 """
 
@@ -13,6 +13,9 @@ from ..core.policy import DURABILITIES
 
 NONE, BATCH, FULL = DURABILITIES
 BATCH_S = 0.5
+SYNC_SHARE = 10
+"""Where a sync takes long, the next one waits that many times as long: a tenth of a build, no more, goes into them."""
+PAUSE_MAX_S = 5.0
 
 
 def sync_file_system(directory: str) -> None:

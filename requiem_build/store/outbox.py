@@ -7,6 +7,7 @@ each other's results in memory. With durability `full` nothing waits here.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from ..core.digest import Digest
 from ..core.errors import EnvironmentFault, RequiemError
 from ..core.request import Request
 from ..core.result import Record, Result
-from .durability import BATCH, BATCH_S, FULL, sync_file_system
+from .durability import BATCH, BATCH_S, FULL, PAUSE_MAX_S, SYNC_SHARE, sync_file_system
 from .files import fault
 from .records import Kept, Records, Written
 
@@ -47,10 +48,20 @@ class Outbox:
         self._hurry = threading.Event()
         self._failure: RequiemError | None = None
         self._news: list[Kept] = []
+        self._pause_s = BATCH_S
 
-    def add(self, request: Request, result: Result, record: Record, path_set: PathSet | None = None) -> Kept:
+    def add(
+        self,
+        request: Request,
+        result: Result,
+        record: Record,
+        path_set: PathSet | None = None,
+        *,
+        unanswered: bool = False,
+    ) -> Kept:
         """Remembers a success, soon; returns what counts for its request now: `diverged` if that is another result.
 
+        `unanswered`: it was looked for just now, and there was nothing. What comes in between is told by `flush`.
         Raises EnvironmentFault; also for what could not be remembered before.
         """
         if self._refusal is not None:
@@ -61,7 +72,7 @@ class Outbox:
             if path_set is not None:
                 self._records.add_path_set(*path_set)
             return self._records.publish(request, result, record)
-        first = self._records.find(request.digest)
+        first = None if unanswered else self._records.find(request.digest)
         diverged = first is not None and first.result.digest != result.digest
         with self._lock:
             self._waiting.append(_Waiting(request, result, record, path_set, diverged))
@@ -90,7 +101,7 @@ class Outbox:
         return news
 
     def _send_later(self) -> None:
-        self._hurry.wait(BATCH_S)
+        self._hurry.wait(self._pause_s)
         with self._lock:
             self._timer = None
         self._send()
@@ -114,8 +125,10 @@ class Outbox:
         for one in batch:
             one.written = self._records.write(one.request, one.result, one.record)
         if self._level == BATCH:
+            begun = time.monotonic()
             try:
                 sync_file_system(self._root)
+                self._pause_s = min(PAUSE_MAX_S, max(BATCH_S, SYNC_SHARE * (time.monotonic() - begun)))
             except FileNotFoundError:
                 pass  # The whole store was deleted: its objects are gone, and these records will be misses.
             except OSError as error:
