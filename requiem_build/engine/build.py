@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -325,6 +325,7 @@ class _Run:
         level = self.options.sandbox or self.site.settings.sandbox
         return Performer(
             instances=self.planned.plan.instances,
+            places=self.places,
             offers=self.planned.offers,
             maker=RequestMaker(workspace, surroundings, host_platform(), level),
             workspace=workspace,
@@ -378,17 +379,15 @@ class _Run:
 
         def settled(name: str, outcome: Outcome | None) -> None:
             if outcome is None:
-                event = StepFinished(name, "skipped", outputs=plan.instances[name].outputs, reason=self._why_skipped())
+                event = self._skipped(name)
             elif outcome.finished is None:
                 return  # A group: it has members, and nothing of its own.
             else:
                 event = outcome.finished
                 self._learn(name, outcome)
-            if plan.instances[name].is_group:
-                return
-            finished[name] = event
-            place, needs = self.places[name]
-            self.emit(replace(event, place=place, needs=needs))
+            if event is not None:
+                finished[name] = event
+                self.emit(event)
 
         try:
             schedule.Schedule(
@@ -403,8 +402,13 @@ class _Run:
         finally:  # Also of a run that could not go on: its journal counts what was done.
             self.report.steps = [finished[name] for name in plan.instances if name in finished]
 
-    def _why_skipped(self) -> str:
-        return INTERRUPTED if self.signal is not None else "a step failed"
+    def _skipped(self, name: str) -> StepFinished | None:
+        instance = self.planned.plan.instances[name]
+        if instance.is_group:
+            return None
+        place, needs = self.places[name]
+        reason = INTERRUPTED if self.signal is not None else "a step failed"
+        return StepFinished(name, "skipped", reason=reason, outputs=instance.outputs, place=place, needs=needs)
 
     def _learn(self, name: str, outcome: Outcome) -> None:
         if outcome.remembered is not None:

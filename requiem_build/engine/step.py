@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File
@@ -68,6 +69,8 @@ class Performer:
     """Everything that steps share. `use_cache` is false for `--cache off` and `wo`, which also ignore what is fresh."""
 
     instances: Mapping[str, Instance]
+    places: Mapping[str, tuple[int, tuple[int, ...]]]
+    """Each step's place in the plan, and those of what it waits for."""
     offers: Mapping[tuple[str, ...], tuple[str, ...]]
     maker: RequestMaker
     workspace: Workspace
@@ -104,7 +107,7 @@ class Performer:
             merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
             return Outcome(True, merged, None, known=known)
         if not known:
-            finished = StepFinished(name, "unknown", reason="it waits for a miss", outputs=instance.outputs)
+            finished = self._finished(instance, "unknown", reason="it waits for a miss")
             return Outcome(True, {}, finished, known=False)
         if self._is_heavy(instance, made):
             return lambda: self._perform(instance, made)
@@ -140,7 +143,7 @@ class Performer:
                 self.emit_warning(f"{where} changed during the build: trying once more")
             except (CorruptObject, MissingObject) as gone:
                 if self.dry_run:
-                    finished = StepFinished(instance.name, "unknown", reason=gone.what, outputs=instance.outputs)
+                    finished = self._finished(instance, "unknown", reason=gone.what)
                     return Outcome(True, {}, finished, known=False)
                 if losses == 0:
                     raise
@@ -168,8 +171,28 @@ class Performer:
     def emit_warning(self, text: str) -> None:
         self.emit(Warned(text))
 
+    def _finished(
+        self,
+        instance: Instance,
+        state: StepState,
+        request_digest: str | None = None,
+        result_digest: str | None = None,
+        **facts: Any,
+    ) -> StepFinished:
+        place, needs = self.places[instance.name]
+        return StepFinished(
+            instance.name,
+            state,
+            request_digest,
+            result_digest,
+            outputs=instance.outputs,
+            place=place,
+            needs=needs,
+            **facts,
+        )
+
     def _failed_before(self, instance: Instance, failure: str) -> Outcome:
-        finished = StepFinished(instance.name, "failed", reason=failure, failure=failure, outputs=instance.outputs)
+        finished = self._finished(instance, "failed", reason=failure, failure=failure)
         return Outcome(False, {}, finished)
 
     def _attempt(self, instance: Instance, made: Made) -> Outcome | Rest:
@@ -249,19 +272,18 @@ class Performer:
         return Outcome(
             True,
             remembered.outputs,
-            StepFinished(
-                instance.name,
+            self._finished(
+                instance,
                 state,
                 request.digest,
                 remembered.result_digest,
                 exit_code=0,
                 termination="exited",
                 reason="up to date" if state == "fresh" else "restored from the store",
-                outputs=instance.outputs,
                 warnings=remembered.warnings,
                 record_digest=remembered.record_digest,
             ),
-            replace(remembered, variant=self.variant),
+            remembered if remembered.variant == self.variant else replace(remembered, variant=self.variant),
         )
 
     def _restore(self, instance: Instance, remembered: Remembered) -> bool:
@@ -287,20 +309,19 @@ class Performer:
         found = self.rebuilder.recall(request, offered) if self.use_cache and not refusal else None
         if found is None:
             reason = refusal or self._reason(instance, request, offered)
-            finished = StepFinished(instance.name, "miss", request.digest, reason=reason, outputs=instance.outputs)
+            finished = self._finished(instance, "miss", request.digest, reason=reason)
             return Outcome(True, {}, finished, known=False)
         result = found.result
         assert result is not None
         in_place = self._in_place(instance, result.outputs)
-        finished = StepFinished(
-            instance.name,
+        finished = self._finished(
+            instance,
             "fresh" if in_place else "hit",
             found.request.digest,
             result.digest,
             exit_code=0,
             termination="exited",
             reason="up to date" if in_place else "in the store",
-            outputs=instance.outputs,
         )
         return Outcome(True, result.outputs, finished)
 
@@ -377,7 +398,7 @@ class Performer:
         result, ran = built.result, built.ran
         assert result is not None
         if ran is not None and ran.cancelled and not ran.ok:  # We ended it: that is no failure of its own.
-            finished = StepFinished(instance.name, "skipped", reason=INTERRUPTED, outputs=instance.outputs)
+            finished = self._finished(instance, "skipped", reason=INTERRUPTED)
             return Outcome(False, {}, finished)
         warnings = ["gave another result than before for the same request"] if built.diverged else []
         failure = ran.failure if ran is not None else ""
@@ -395,8 +416,8 @@ class Performer:
             why = "restored from the store" if state == "hit" else "up to date"
         else:
             why = reason()
-        finished = StepFinished(
-            instance.name,
+        finished = self._finished(
+            instance,
             state,
             built.request.digest,
             result.digest,
@@ -404,7 +425,6 @@ class Performer:
             termination=result.termination,
             reason=why,
             duration_ms=ran.duration_ms if ran is not None else 0,
-            outputs=instance.outputs,
             warnings=tuple(warnings),
             failure=failure,
             hints=self._hints(instance, inputs, built, offered) if failure else (),

@@ -7,6 +7,7 @@ killed build wrote is missing until the next count, and what was written twice i
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -54,6 +55,16 @@ class Growth:
         except (NotAFile, ValueError):
             return None
         return Estimate(size, counted_at, cost_ms, built_ms)
+
+    def begin(self) -> None:
+        """A store that was made just now holds nothing: it need not be counted. Lost where it cannot be noted."""
+        with suppress(OSError):
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.fchmod(descriptor, _mode_beside(self._path))
+                os.write(descriptor, b"0 %d 0\n" % time.time())
+            finally:
+                os.close(descriptor)
 
     def add(self, written: int, lasted_ms: int) -> None:
         """A build wrote that many bytes and took that long. Lost where it cannot be noted."""

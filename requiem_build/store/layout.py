@@ -112,6 +112,8 @@ class Store:
         self.runs = Runs(f"{place}/runs", self._scratch, refusal=self.refusal, durable=durable)
         self.growth = Growth(f"{place}/v2", self._scratch)
         if self.refusal is None:
+            if not known:
+                self.growth.begin()
             with suppress(OSError):
                 self._scratch.sweep()
 

@@ -26,7 +26,7 @@ from .packs import BYTES_MAX as PACK_BYTES_MAX
 from .packs import OBJECT_MAX, OBJECTS_MAX, Packs
 from .place import WHOLE, Part, Place, Problem
 from .quarantine import condemn, remove_foreign
-from .reading import Bad, Opened, open_object, open_once, pieces, size_of, stamp
+from .reading import Bad, Opened, open_object, open_once, pieces, read_plain, size_of, stamp
 from .writing import Writer
 
 WRITABLE_BY_OTHERS = 0o022
@@ -141,6 +141,10 @@ class Objects:
     def _get(self, digest: Digest, size_max: int | None, *, is_use: bool) -> bytes:
         packed = self.packs.get(digest, is_use=is_use) if self.packs.hot_size(digest) is not None else None
         if packed is None:
+            plain = read_plain(self.place, digest, is_use=is_use)
+            if plain is not None:
+                _check_limit(digest, len(plain), size_max)
+                return plain
             try:
                 with self._reading(digest, is_use=is_use) as opened:
                     _check_limit(digest, opened.meta.original_size, size_max)

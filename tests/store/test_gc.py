@@ -486,8 +486,19 @@ def test_a_store_deleted_while_it_is_collected_is_no_error(store: Store) -> None
     gc.collect(store, gc.Bounds(size_max=0), tick=tick)
 
 
+def test_a_store_whose_size_is_lost_is_counted_anew_and_not_taken_for_empty(store: Store) -> None:
+    store.objects.put(b"x" * 9000)
+    (store.root / "v2/size").unlink()
+    again = Store(store.root)
+    assert again.growth.estimate() is None
+    gc.collect(again, gc.Bounds())
+    counted = again.growth.estimate()
+    assert counted is not None and counted.size >= 9000
+
+
 def test_the_estimate_follows_what_is_written(store: Store) -> None:
-    assert store.growth.estimate() is None, "never counted"
+    begun = store.growth.estimate()
+    assert begun is not None and begun.size == begun.built_ms == 0, "a store that was just made holds nothing"
     gc.collect(store, gc.Bounds())
     for number in range(10):
         store.objects.put(b"%d" % number * 3000)
