@@ -6,11 +6,11 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from .errors import Fact, ManifestError, RequiemError
+from .fields import dataclass, field
 from .locate import KeyPath, first_with_same_path, line_column, locate, spelled_path
 from .paths import quoted
 

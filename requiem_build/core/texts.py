@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 from .expressions import Compiled, compile_expression
+from .fields import dataclass
 from .paths import quoted
 from .patterns import escape
 from .values import ATTRIBUTES, ITEMS_MAX, BadTemplate, Named, Raw, Value, Variables, as_text

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from ..core.digest import Digest
 from ..core.entries import Entry
 from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
+from ..core.fields import dataclass, replace
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
 from ..core.request import Request
 from ..core.result import Record

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.entries import Entry
+from ..core.fields import dataclass, field
 from . import sealed
 from .stamps import Known, pack, unpack
 

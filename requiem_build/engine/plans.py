@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
 from typing import Any
 
 from .. import __version__
 from ..core.digest import object_digest
 from ..core.errors import UsageError
+from ..core.fields import dataclass
 from ..core.instance import Input, Instance, Plan, Root
 from ..core.policy import Limits, Policy
 from . import evidence, sealed
@@ -35,7 +35,7 @@ class Question:
     user_roots: str = ""
 
     def digest(self) -> str:
-        return object_digest(repr((__version__, *(getattr(self, f.name) for f in fields(self)))).encode())
+        return object_digest(repr((__version__, *(getattr(self, name) for name in self.__match_args__))).encode())
 
 
 @dataclass(slots=True)
@@ -120,7 +120,7 @@ def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
     plan = planned.plan
     value = (
         [_row(instance) for instance in plan.instances.values()],
-        [tuple(getattr(r, f.name) for f in fields(Root)) for r in plan.roots.values()],
+        [tuple(getattr(r, name) for name in Root.__match_args__) for r in plan.roots.values()],
         dict(plan.pools),
         dict(plan.declared),
         plan.warnings,
@@ -139,7 +139,7 @@ def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
             os.unlink(item.path)
 
 
-_NAMES: Sequence[str] = tuple(f.name for f in fields(Instance))
+_NAMES: Sequence[str] = Instance.__match_args__
 
 
 def _row(instance: Instance) -> tuple[Any, ...]:
@@ -147,7 +147,7 @@ def _row(instance: Instance) -> tuple[Any, ...]:
 
 
 _SIMPLE = frozenset({str, bool, int, type(None)})
-_PARTS = {kind: tuple(f.name for f in fields(kind)) for kind in (Input, Policy, Limits)}
+_PARTS = {kind: kind.__match_args__ for kind in (Input, Policy, Limits)}
 
 
 def _plain(value: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..core.events import StepFinished
+from ..core.fields import dataclass, field
 from .stamps import Stamp
 
 if TYPE_CHECKING:

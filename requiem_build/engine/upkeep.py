@@ -10,10 +10,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.digest import Digest
 from ..core.errors import Busy, EnvironmentFault
+from ..core.fields import dataclass
 from ..store.growth import Estimate
 from ..store.layout import Store
 from .site import Site
