@@ -78,7 +78,8 @@ def _process(cls: Any, *, frozen: bool = False, slots: bool = False, eq: bool = 
             known[name] = cls.__dict__.get(name, _NONE)
     names = tuple(known)
     added = {name: method for name, method in _methods(names, frozen=frozen, eq=eq).items() if name not in cls.__dict__}
-    added |= {_OWN: known, "__match_args__": names, "__dataclass_fields__": _LibraryFields()}
+    given = tuple(name for name, default in known.items() if not isinstance(default, _Made) or default.init)
+    added |= {_OWN: known, "__match_args__": given, "__dataclass_fields__": _LibraryFields()}
     made = _with_slots(cls, names, added) if slots else cls
     if not slots:
         for name, value in added.items():
@@ -121,7 +122,7 @@ def _methods(names: tuple[str, ...], *, frozen: bool, eq: bool) -> dict[str, Any
 
 
 def _repr(self: Any) -> str:
-    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in self.__match_args__)
+    shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in getattr(self, _OWN))
     return f"{self.__class__.__qualname__}({shown})"
 
 
@@ -132,11 +133,11 @@ def _refuse(self: Any, name: str, value: object = None) -> None:
 
 
 def _state(self: Any) -> list[Any]:
-    return [getattr(self, name) for name in self.__match_args__]
+    return [getattr(self, name) for name in getattr(self, _OWN)]
 
 
 def _set_state(self: Any, state: list[Any]) -> None:
-    for name, value in zip(self.__match_args__, state, strict=True):
+    for name, value in zip(getattr(self, _OWN), state, strict=True):
         object.__setattr__(self, name, value)
 
 

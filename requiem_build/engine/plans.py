@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +13,15 @@ from ..core.digest import object_digest
 from ..core.errors import UsageError
 from ..core.fields import dataclass
 from ..core.instance import Input, Instance, Plan, Root
+from ..core.patterns import is_pattern, unescape
 from ..core.policy import Limits, Policy
 from . import evidence, sealed
+from .journal import places_of
 from .workspace import DOT, Files, WorkspaceListing
 
 KEPT_MAX = 8
+NO_PLACE = marshal.dumps(None)
+"""The place of a group."""
 Patterns = tuple[str, ...]
 
 
@@ -98,28 +103,67 @@ def _path(root: str, question: Question) -> str:
     return os.path.join(root, DOT, "plans", question.digest()[:24])
 
 
-def _load(root: str, question: Question, seal: bytes) -> Planned | None:
+@dataclass(slots=True)
+class Kept:
+    """A plan as it is remembered. Whoever needs only some of its instances takes only these rows apart."""
+
+    names: list[str]
+    """Every instance, in plan order."""
+    rows: list[bytes]
+    roots: list[tuple[Any, ...]]
+    pools: dict[str, int]
+    declared: dict[str, str]
+    warnings: tuple[str, ...]
+    offers: dict[Patterns, tuple[str, ...]]
+    manifest: dict[str, str | None]
+    evidence: dict[str, evidence.Item]
+    kinds: dict[str, str | None]
+    store_settings: dict[str, object]
+    readers: dict[str, list[int]]
+    """Path -> the instances that name it: as a source, as their own output, as an env_file."""
+    offered_to: dict[Patterns, list[int]]
+    """The patterns of `discover` -> who has them."""
+    dependents: list[tuple[int, ...]]
+    places: list[bytes]
+    """Each instance's place among those that are no groups, and the places of what comes first, marshalled."""
+
+    def instance(self, index: int) -> Instance:
+        return _instance(marshal.loads(self.rows[index]))
+
+    def plan(self, instances: Mapping[str, Instance]) -> Plan:
+        roots = {row[0]: Root(*row) for row in self.roots}
+        return Plan(instances, roots, self.pools, self.declared, tuple(self.warnings))
+
+    def planned(self, instances: Mapping[str, Instance]) -> Planned:
+        return Planned(
+            self.plan(instances), self.offers, self.manifest, self.evidence, self.kinds, False, self.store_settings
+        )
+
+
+def load(root: str, question: Question, seal: bytes) -> Kept | None:
+    """The plan that is remembered for a question. Whether it still holds is not looked at."""
     value = sealed.load(_path(root, question), seal)
-    if value is None:
+    return None if value is None else Kept(*value)
+
+
+def _load(root: str, question: Question, seal: bytes) -> Planned | None:
+    kept = load(root, question, seal)
+    if kept is None or not evidence.kinds_hold(kept.kinds):
         return None
-    instances, roots, pools, declared, warnings, offers, manifest, found, kinds, store_settings = value
-    if not evidence.kinds_hold(kinds) or not evidence.still_holds(root, found, evidence.Outputs(declared)):
+    if not evidence.still_holds(root, kept.evidence, lambda: evidence.Outputs(kept.declared)):
         return None
-    plan = Plan(
-        {row[0]: _instance(row) for row in instances},
-        {row[0]: Root(*row) for row in roots},
-        pools,
-        declared,
-        tuple(warnings),
-    )
-    return Planned(plan, offers, manifest, found, kinds, False, store_settings)
+    return kept.planned({name: kept.instance(index) for index, name in enumerate(kept.names)})
 
 
 def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
     """Remembers a plan; the oldest beyond a few are dropped."""
     plan = planned.plan
-    value = (
-        [_row(instance) for instance in plan.instances.values()],
+    index = {name: number for number, name in enumerate(plan.instances)}
+    readers, offered_to = _readers(plan)
+    places = places_of(plan)
+    kept = Kept(
+        list(plan.instances),
+        [marshal.dumps(_row(instance)) for instance in plan.instances.values()],
         [tuple(getattr(r, name) for name in Root.__match_args__) for r in plan.roots.values()],
         dict(plan.pools),
         dict(plan.declared),
@@ -129,14 +173,34 @@ def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
         planned.evidence,
         dict(planned.kinds),
         dict(planned.store_settings),
+        readers,
+        offered_to,
+        [tuple(index[name] for name in names) for names in plan.dependents().values()],
+        [marshal.dumps(places.get(name)) for name in plan.instances],
     )
     path = _path(root, question)
     with suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        sealed.save(path, seal, value)
-        kept = sorted(os.scandir(os.path.dirname(path)), key=lambda item: -item.stat().st_mtime_ns)
-        for item in kept[KEPT_MAX:]:
+        sealed.save(path, seal, tuple(getattr(kept, name) for name in Kept.__match_args__))
+        known = sorted(os.scandir(os.path.dirname(path)), key=lambda item: -item.stat().st_mtime_ns)
+        for item in known[KEPT_MAX:]:
             os.unlink(item.path)
+
+
+def _readers(plan: Plan) -> tuple[dict[str, list[int]], dict[Patterns, list[int]]]:
+    readers: dict[str, list[int]] = {}
+    offered_to: dict[Patterns, list[int]] = {}
+    for number, instance in enumerate(plan.instances.values()):
+        named = {item.path for item in instance.inputs if item.producer is None}
+        if instance.stdin is not None and instance.stdin.producer is None:
+            named.add(instance.stdin.path)
+        named.update(instance.env_file)
+        named.update(unescape(path) for path in instance.outputs if not is_pattern(path))
+        for path in named:
+            readers.setdefault(path, []).append(number)
+        if instance.discover:
+            offered_to.setdefault(instance.discover, []).append(number)
+    return readers, offered_to
 
 
 _NAMES: Sequence[str] = Instance.__match_args__
