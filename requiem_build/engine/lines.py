@@ -34,7 +34,7 @@ def of(site: Site, part: Part) -> list[bytes]:
         if number not in known or part.kept.names[number] in stale
     }
     known.update(missing)
-    if len(missing) > 10 + STALE_MAX * len(part.untouched):
+    if len(missing) > STALE_MAX * len(part.untouched):
         written.told = part.memory.last_run
         written.stale = []
         sealed.save(path, site.seal, ((written.told, len(part.kept.names)), known))
