@@ -11,7 +11,7 @@ from typing import Any
 from .. import __version__
 from ..core.digest import object_digest
 from ..core.errors import UsageError
-from ..core.fields import dataclass
+from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance, Plan, Root
 from ..core.patterns import is_pattern, unescape
 from ..core.policy import Limits, Policy
@@ -22,6 +22,8 @@ from .workspace import DOT, Files, WorkspaceListing
 KEPT_MAX = 8
 NO_PLACE = marshal.dumps(None)
 """The place of a group."""
+EVERYTHING = ("*",)
+"""Targets that match every step."""
 Patterns = tuple[str, ...]
 
 
@@ -54,11 +56,20 @@ class Planned:
     kinds: Mapping[str, str | None]
     made_now: bool
     store_settings: Mapping[str, object]
+    whole: bool
+    """Whether it holds every step of the manifest, though nobody named them."""
 
 
 def obtain(root: str, question: Question, seal: bytes, user_roots: Mapping[str, object]) -> Planned:
     remembered = _load(root, question, seal)
     return remembered if remembered is not None else _make(root, question, user_roots)
+
+
+def _equal_questions(question: Question) -> tuple[Question, ...]:
+    """Questions whose plan, if it holds every step of the manifest, is the same."""
+    if question.tags or question.targets not in ((), EVERYTHING):
+        return (question,)
+    return (question, replace(question, targets=EVERYTHING if not question.targets else ()))
 
 
 def _make(root: str, question: Question, user_roots: Mapping[str, object]) -> Planned:
@@ -82,7 +93,10 @@ def _make(root: str, question: Question, user_roots: Mapping[str, object]) -> Pl
     _check_what_is_read_here(plan, files, outputs)
     found = evidence.gather(root, {**listing.looks, **files.looks}, outputs)
     kinds = {path: kind for path, (kind, _) in listing.kinds.items() if not outputs.covers(os.path.relpath(path, root))}
-    return Planned(plan, offers, digests, found, kinds, True, manifest.store)
+    whole = not question.tags and (
+        question.targets == EVERYTHING or (not question.targets and manifest.default is None)
+    )
+    return Planned(plan, offers, digests, found, kinds, True, manifest.store, whole)
 
 
 def _check_what_is_read_here(plan: Plan, files: Files, outputs: evidence.Outputs) -> None:
@@ -119,6 +133,7 @@ class Kept:
     evidence: dict[str, evidence.Item]
     kinds: dict[str, str | None]
     store_settings: dict[str, object]
+    whole: bool
     readers: dict[str, list[int]]
     """Path -> the instances that name it: as a source, as their own output, as an env_file."""
     offered_to: dict[Patterns, list[int]]
@@ -135,15 +150,20 @@ class Kept:
         return Plan(instances, roots, self.pools, self.declared, tuple(self.warnings))
 
     def planned(self, instances: Mapping[str, Instance]) -> Planned:
+        plan = self.plan(instances)
         return Planned(
-            self.plan(instances), self.offers, self.manifest, self.evidence, self.kinds, False, self.store_settings
+            plan, self.offers, self.manifest, self.evidence, self.kinds, False, self.store_settings, self.whole
         )
 
 
 def load(root: str, question: Question, seal: bytes) -> Kept | None:
     """The plan that is remembered for a question. Whether it still holds is not looked at."""
-    value = sealed.load(_path(root, question), seal)
-    return None if value is None else Kept(*value)
+    for equal in _equal_questions(question):
+        value = sealed.load(_path(root, equal), seal)
+        kept = None if value is None else Kept(*value)
+        if kept is not None and (kept.whole or equal == question):
+            return kept
+    return None
 
 
 def _load(root: str, question: Question, seal: bytes) -> Planned | None:
@@ -173,6 +193,7 @@ def keep(root: str, question: Question, seal: bytes, planned: Planned) -> None:
         planned.evidence,
         dict(planned.kinds),
         dict(planned.store_settings),
+        planned.whole,
         readers,
         offered_to,
         [tuple(index[name] for name in names) for names in plan.dependents().values()],
