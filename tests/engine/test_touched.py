@@ -257,6 +257,43 @@ def test_damaged_and_foreign_caches_are_dropped_in_silence(settled: Project, nam
     assert "ran" not in settled.build(env={"WHO": "me"}).counts
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["itself", "another"])
+def test_what_is_edited_while_a_brief_build_runs_is_looked_at_next_time(project: Project, other: bool) -> None:
+    """Its own input while the step runs, or one that was found to be as it was."""
+    there = project.base
+    project.manifest(f"""
+        [steps.slow]
+        command = "touch {there}/begun; while [ ! -e {there}/go ]; do sleep 0.01; done; cat in.txt > slow.txt"
+        inputs = ["in.txt"]
+        outputs = ["slow.txt"]
+        sandbox = "process"
+        [steps.still]
+        command = "cat still.txt > out.txt"
+        inputs = ["still.txt"]
+        outputs = ["out.txt"]
+    """)
+    project.write("in.txt", "0\n")
+    project.write("still.txt", "0\n")
+    (there / "go").touch()
+    brief(project)
+    for content in ("1\n", "2\n"):
+        (there / "go").unlink()
+        (there / "begun").unlink()
+        project.write("in.txt", content)
+        assert looked_at(project) == {"slow"}
+        with project.start("build", env={"WHO": "me"}) as process:
+            while not (there / "begun").exists():
+                assert process.poll() is None
+            project.write("still.txt" if other else "in.txt", content + "edited\n")
+            (there / "go").touch()
+            process.communicate(timeout=60)
+        assert project.read("slow.txt") == content
+        assert looked_at(project) == {"still" if other else "slow"}
+        brief(project)
+        assert project.read("out.txt" if other else "slow.txt") == content + "edited\n"
+        assert looked_at(project) == set()
+
+
 # The full build is the judge
 
 
