@@ -79,6 +79,7 @@ def command(
         sets=parse_sets(set_),
         tags=tag,
         wait=not no_wait,
+        brief=not (shared.json or shared.verbose),
     )
     report = run_build(options, shared)
     if timeline is not None:

@@ -84,6 +84,7 @@ class Console:
 
     def begin(self, running: Running) -> None:
         self._running = running
+        self._done += running.untouched
         if self._live:
             self._live.expect(running.durations_ms(), running.jobs)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from ..core.errors import UsageError
+from ..core.fields import dataclass, replace
 from ..core.primitive import FLAG
 
 COLORS = ("auto", "always", "never")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ..engine.affected import Affected
 
 SCHEMA = "requiem.list/1"
-EVERYTHING = ("*",)
 
 
 @click.command()
@@ -60,7 +59,7 @@ def command(
         shared.start,
         shared.environment,
         manifest=shared.file,
-        targets=EVERYTHING if asks else (),
+        targets=plans.EVERYTHING if asks else (),
         tags=() if asks else tag,
         profile=profile,
         sets=parse_sets(set_),

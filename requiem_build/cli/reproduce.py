@@ -8,12 +8,12 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
 
 from ..core.errors import EnvironmentFault, UsageError
+from ..core.fields import dataclass, field, replace
 from ..core.policy import Limits
 from ..core.verdict import Level
 from ..engine import memory as memories

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from ..core.errors import UnknownName
+from ..core.fields import replace
 from .build import make_options, parse_sets
 from .console import plain, write_err, write_out
 from .globals import Globals

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import paths
 from .documents import Place
 from .drafts import Draft, telling
 from .expand import Expansion
+from .fields import dataclass, field
 from .instance import Input
 from .paths import BadPath, quoted
 from .patterns import is_pattern, unescape

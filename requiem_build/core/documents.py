@@ -6,11 +6,12 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
+from . import plain
 from .errors import Fact, ManifestError, RequiemError
+from .fields import dataclass, field
 from .locate import KeyPath, first_with_same_path, line_column, locate, spelled_path
 from .paths import quoted
 
@@ -121,6 +122,9 @@ def read_document(path: str, content: bytes) -> Document:
         text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         raise _not_utf8(path, content) from error
+    tables = plain.read(text, lambda part: not _nests_too_deep(part))
+    if tables is not None:
+        return Document(path, text, tables)
     _check_nesting(path, text)
     try:
         return Document(path, text, tomllib.loads(text))
@@ -148,18 +152,24 @@ def _not_utf8(path: str, content: bytes) -> ManifestError:
 
 def _check_nesting(path: str, text: str) -> None:
     """By a scan outside strings: the recursive parser must never see hostile depth."""
+    at = _nests_too_deep(text)
+    if at:
+        facts = Document(path, text).facts_at(*line_column(text, at - 1))
+        raise ManifestError(f"nesting deeper than {NESTING_MAX}", facts=facts)
+
+
+def _nests_too_deep(text: str) -> int:
+    """One more than where brackets are open too deep; 0 if they never are."""
     depth = 0
     for match in _TOKEN.finditer(text):
         token = match.group()
         if token in ("[", "{"):
             depth += 1
             if depth > NESTING_MAX:
-                document = Document(path, text)
-                raise ManifestError(
-                    f"nesting deeper than {NESTING_MAX}", facts=document.facts_at(*line_column(text, match.start()))
-                )
+                return match.start() + 1
         elif token in ("]", "}"):
             depth = max(0, depth - 1)
+    return 0
 
 
 def _syntax(path: str, text: str, message: str) -> ManifestError:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import paths, patterns
 from .documents import Place
 from .errors import RequiemError, SourceMissing
+from .fields import dataclass, field
 from .manifest import Step
 from .paths import BadPath, quoted
 from .patterns import BadPattern, compile_pattern

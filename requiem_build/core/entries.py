@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from . import canonical
 from .digest import Digest, is_digest, object_digest
 from .errors import RequestError
+from .fields import dataclass
 
 
 @dataclass(frozen=True, slots=True)

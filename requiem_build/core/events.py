@@ -6,12 +6,12 @@ Readers of events never influence a digest. Times are added by the journal, not 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias, get_args
 
 from . import canonical
 from .digest import is_digest
 from .errors import RequestError
+from .fields import dataclass, field
 
 StepState = Literal["fresh", "hit", "ran", "failed", "skipped", "miss", "unknown"]
 
@@ -101,7 +101,7 @@ _NAMES = {
 }
 
 
-_FIELDS = {kind: tuple(field.name for field in fields(kind)) for kind in _NAMES}
+_FIELDS: dict[type, tuple[str, ...]] = {kind: getattr(kind, "__match_args__") for kind in _NAMES}  # noqa: B009 - mypy does not know it of a type
 
 
 def as_json(event: Event) -> dict[str, object]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from . import paths, patterns
@@ -16,6 +15,7 @@ from .claims import output_path
 from .documents import Place, check_value
 from .drafts import Draft, Entry, entries, no_match, one_word, telling, workspace_pattern
 from .errors import RequiemError
+from .fields import dataclass
 from .listing import Listing
 from .manifest import Manifest, Scope, Step
 from .paths import BadPath, quoted

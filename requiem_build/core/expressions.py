@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import GeneratorType
 from typing import Any
 
+from .fields import dataclass
 from .paths import quoted
 from .values import ATTRIBUTES, ITEMS_MAX, METHODS, TEXT_MAX, BadTemplate, Named, Raw, Value, as_text, limited
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
+from .fields import dataclass, field
 from .policy import WORKSPACE
 
 NAME_MAX = 1024

@@ -6,8 +6,8 @@ It knows the shape of values (kinds.py), not their effect.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from .fields import dataclass
 from .kinds import (
     ANYTHING,
     BOOLEAN,

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from .fields import dataclass
 from .locate import KeyPath
 from .paths import has_control, quoted
 

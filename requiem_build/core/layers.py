@@ -6,11 +6,11 @@ Tables merge, all else replaces, and `"..."` in a list is the list below. Every 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from .documents import Place, nearest
 from .errors import NotBuiltYet
+from .fields import dataclass, field
 from .keys import STEP, Key
 from .kinds import INHERITED
 from .paths import quoted

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
+
+from .fields import dataclass
 
 KeyPath: TypeAlias = tuple[str | int, ...]
 

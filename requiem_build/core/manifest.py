@@ -7,12 +7,12 @@ templates give is for the plan.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from . import keys, kinds, paths
 from .documents import Document, Place, Source, merge_tables, nearest, read_document
 from .errors import ManifestError, UnknownName
+from .fields import dataclass, replace
 from .layers import Layer, Templates, check_keys, refuse_later
 from .paths import BadPath, quoted
 from .variables import check_variables, set_variable

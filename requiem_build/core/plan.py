@@ -6,7 +6,6 @@ import fnmatch
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from . import paths
 from .claims import check_outputs
@@ -14,6 +13,7 @@ from .documents import nearest
 from .drafts import Draft, list_words, one_line
 from .errors import ManifestError, UnknownName
 from .expand import Expansion
+from .fields import dataclass
 from .instance import Plan
 from .links import Linker
 from .listing import Listing

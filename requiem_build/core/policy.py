@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from .fields import dataclass
 
 WORLD = 1
 """The number of the fixed surroundings below; raised whenever any of them changes."""

@@ -14,12 +14,12 @@ import fnmatch
 import re
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from . import paths
 from .documents import nearest
 from .errors import UnknownName, UsageError
+from .fields import dataclass, field
 from .instance import Instance, Plan
 from .paths import BadPath
 from .patterns import compile_pattern, is_pattern, unescape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +10,7 @@ from . import canonical
 from .digest import Digest, Domain, digest, is_digest
 from .entries import is_link_target
 from .errors import RequestError
+from .fields import dataclass, field, replace
 from .policy import CLOCKS, LEVELS, NETWORKS, RANDOMS, SYSTEMS, WORLD, Policy
 
 SCHEMA = "requiem.request/1"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +10,7 @@ from . import canonical
 from .digest import EMPTY, Digest, Domain, digest, is_digest, object_digest
 from .entries import Entry, parse_output
 from .errors import RequestError
+from .fields import dataclass, field, replace
 from .request import Request, is_workspace_path
 
 SCHEMA = "requiem.result/1"

@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import RequestError
+from .fields import dataclass, replace
 from .result import Record
 
 RECORD_TYPE = "application/vnd.requiem.record.v1+json"

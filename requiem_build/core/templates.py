@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .errors import ManifestError
+from .fields import dataclass
 from .paths import quoted
 from .texts import check_size, shell_text, words
 from .values import BadTemplate, Named, Value, Variables, each_value

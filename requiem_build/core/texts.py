@@ -10,11 +10,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
 from .expressions import Compiled, compile_expression
+from .fields import dataclass
 from .paths import quoted
 from .patterns import escape
 from .values import ATTRIBUTES, ITEMS_MAX, BadTemplate, Named, Raw, Value, Variables, as_text
@@ -135,6 +135,8 @@ def _expression(text: str) -> Expression:
 
 def roots_of(text: str) -> frozenset[str]:
     """The variables that a text speaks of."""
+    if "{{" not in text:
+        return frozenset()
     found: frozenset[str] = frozenset()
     for part in parse(text):
         if isinstance(part, Expression):
@@ -160,9 +162,9 @@ def words(text: str, variables: Variables, *, literal_paths: bool = False) -> li
 
     With `literal_paths`, paths that were matched mean themselves even if they hold pattern characters.
     """
-    parts = parse(text)
-    if all(isinstance(part, str) for part in parts):
+    if "{{" not in text:
         return [text]
+    parts = parse(text)
     if len(parts) == 1 and isinstance(parts[0], Expression):
         value = parts[0].value(variables)
         items = value if isinstance(value, list | tuple) else (value,)
@@ -204,6 +206,9 @@ def _word(value: Any, expression: str, first: bool, literal: bool) -> str:
 
 def line(text: str, variables: Variables) -> str:
     """A text filled in, a list as its items with spaces between. Raises BadTemplate."""
+    if "{{" not in text:
+        check_size([text])
+        return text
     parts = parse(text)
     filled = []
     for part in parts:

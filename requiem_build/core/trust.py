@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from . import canonical
 from .digest import object_digest
+from .fields import dataclass
 from .result import Record
 
 LEVELS = ("unknown", "confined", "reproduced-elsewhere")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from . import canonical
 from .digest import Digest, is_digest, object_digest
 from .errors import RequestError
+from .fields import dataclass, field
 from .request import Request
 from .result import Record
 

@@ -9,8 +9,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
+from ..core.fields import dataclass
 from .jobserver import Jobserver, Unavailable, find_jobserver
 from .options import Options
 from .settings import Settings

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import RequiemError
+from ..core.fields import dataclass
 from ..core.instance import Instance, Plan
 from ..core.listing import Kind
 from ..core.manifest import load_manifest

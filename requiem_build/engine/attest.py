@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from .. import __version__
 from ..core import canonical
 from ..core.digest import HASH
 from ..core.errors import IntegrityError, RequestError
+from ..core.fields import dataclass
 from ..core.seal import STATEMENT_TYPE, Envelope, parse_envelope
 from ..store.keys import Key, Verifier
 from .lineage import Content, Lineage

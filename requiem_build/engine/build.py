@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,9 @@ from ..core.digest import Digest
 from ..core.entries import Entry
 from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
+from ..core.fields import dataclass
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
+from ..core.instance import Plan
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -25,7 +26,7 @@ from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
 from ..store.outbox import Outbox
-from . import explain, noop, plans, schedule
+from . import explain, lines, noop, plans, schedule, touched
 from . import memory as memories
 from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
 from .layout import Layout
@@ -76,6 +77,8 @@ class Running:
     """Of each step of the plan, how long it took when it last ran; 0 where that is not known."""
     jobs: int = 1
     planned: plans.Planned | None = None
+    untouched: int = 0
+    """Steps of the plan that are fresh and not told one by one."""
 
 
 OnStart = Callable[[Running], None]
@@ -136,6 +139,8 @@ class _Run:
         self.host = os.uname().nodename
         self.outbox: Outbox | None = None
         self.trust = trust_of(site, options)
+        self.part: touched.Part | None = None
+        """What must be looked at, if that is not all of the plan."""
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -165,7 +170,14 @@ class _Run:
         options, site = self.options, self.site
         self.memory = memories.load(site.dot, site.seal)
         question = question_of(site, options)
-        self.planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+        self.part = touched.look(site, options, question, self.memory)
+        if self.part is not None and not self.part.planned.plan.instances:
+            return self._only_touched(self.part)
+        self.planned = (
+            plans.obtain(site.root, question, site.seal, site.settings.roots)
+            if self.part is None
+            else self.part.planned
+        )
         self.store = working_store(site, self.planned.store_settings, dry_run=options.dry_run)
         self.view = self.store if self.trust is None else self.trust.view(self.store)
         self.outbox = self.view.outbox
@@ -175,6 +187,14 @@ class _Run:
             keep_manifest(site.root, self.planned.manifest, self.store)
         with self._journaled():
             return self._run(question, on_start)
+
+    def _only_touched(self, part: touched.Part) -> Report:
+        """Files were touched, and every one holds what it held: as if there had been nothing to do."""
+        self.report.untouched = part.total
+        stamps = Stamps(self.memory.known, fine=True)
+        noop.renew(self.site, part.written, part.seen, stamps, run=self.memory.last_run)
+        memories.save(self.site.dot, self.site.seal, self.memory)
+        return self.report
 
     @contextmanager
     def _journaled(self) -> Iterator[None]:
@@ -195,8 +215,9 @@ class _Run:
             RunStarted(self.run_id, options.mode, __version__, options.targets, site.workspace_id, self.started_when)
         )
         self._beware_of_others()
-        self.places = places_of(plan)
-        self.emit(PlanMade(len(self.places), self.planned.manifest))
+        self.places = places_of(plan) if self.part is None else self.part.places()
+        self.emit(PlanMade(len(self.places) if self.part is None else self.part.total, self.planned.manifest))
+        self._tell_untouched()
         notice = None if options.dry_run else stand_in_notice(self.store)
         for warning in (*([notice] if notice else []), *plan.warnings):
             self.emit(Warned(warning))
@@ -213,7 +234,7 @@ class _Run:
             self.run_id,
             stamps,
             blobs,
-            self.memory.made(),
+            self._made(),
             plan.declared,
             lambda text: self.emit(Warned(text)),
         )
@@ -226,16 +247,35 @@ class _Run:
             host_env=options.environment,
         )
         if not options.dry_run:
-            refuse_tracked(site.root, plan, self.memory.made(), layout)
+            refuse_tracked(site.root, plan, self._made(), layout)
         gc.freeze()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
-            on_start(Running(self.interrupt, blobs.get, site.root, self._durations, self.jobs(), self.planned))
+            on_start(
+                Running(
+                    *(self.interrupt, blobs.get, site.root, self._durations, self.jobs(), self.planned),
+                    self.report.untouched,
+                )
+            )
             self.performer = self._performer(workspace, surroundings, layout, executor)
             self._schedule(self.performer)
         if not options.dry_run:
             self._tidy(layout, stamps, question)
         return self._conclude(stamps, question, surroundings)
+
+    def _tell_untouched(self) -> None:
+        if self.part is not None:
+            self.report.untouched = len(self.part.untouched)
+            if self.journal is not None:
+                self.journal.tell(lines.of(self.site, self.part))
+
+    def _made(self) -> dict[str, Entry]:
+        """What Requiem put into the workspace, as far as this build may touch it."""
+        if self.part is None:
+            return self.memory.made()
+        steps = self.memory.steps
+        names = [name for name in self.planned.plan.instances if name in steps]
+        return {path: entry for name in names for path, entry in steps[name].outputs.items()}
 
     def _beware_of_others(self) -> None:
         """Raises UsageError where somebody else's manifest would run commands with root's rights."""
@@ -324,7 +364,7 @@ class _Run:
     ) -> Performer:
         level = self.options.sandbox or self.site.settings.sandbox
         return Performer(
-            instances=self.planned.plan.instances,
+            instances=self.planned.plan.instances if self.part is None else self.part.everything,
             places=self.places,
             offers=self.planned.offers,
             maker=RequestMaker(workspace, surroundings, host_platform(), level),
@@ -342,6 +382,7 @@ class _Run:
             why_refused=partial(self.trust.why_refused, self.view) if self.trust is not None else None,
             explain=self._explain,
             asked=self.asked,
+            known={} if self.part is None else touched.Outcomes(self.part),
         )
 
     def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:
@@ -365,8 +406,11 @@ class _Run:
             return places.__getitem__
         if self.options.mode == "repro" or self.options.dry_run:
             return plan_order
-        durations = {name: step.duration_ms for name, step in self.memory.steps.items()}
-        return critical_path_first(self.planned.plan, durations)
+        return critical_path_first(self._order(), self._durations())
+
+    def _order(self) -> Plan:
+        """What must be looked at, and who of these waits for whom."""
+        return self.planned.plan if self.part is None else self.part.order
 
     def jobs(self) -> int:
         if self.options.mode == "repro" or self.options.dry_run or self.one_job:
@@ -391,9 +435,9 @@ class _Run:
 
         try:
             schedule.Schedule(
-                plan,
-                Frontier(plan, self._priority()),
-                performer.begin,
+                self._order(),
+                Frontier(self._order(), self._priority()),
+                self._begin(performer),
                 workers=1 if self.options.mode == "repro" or self.options.dry_run else self.jobs() + OVERLAP,
                 keep_going=self.options.keep_going or self.options.dry_run,
                 settled=settled,
@@ -410,6 +454,20 @@ class _Run:
         reason = INTERRUPTED if self.signal is not None else "a step failed"
         return StepFinished(name, "skipped", reason=reason, outputs=instance.outputs, place=place, needs=needs)
 
+    def _begin(self, performer: Performer) -> schedule.Begin[Outcome]:
+        part = self.part
+        if part is None:
+            return performer.begin
+        instances = part.planned.plan.instances
+
+        def begin(name: str, needed: Mapping[str, Outcome]) -> Outcome | Callable[[], Outcome]:
+            """With the outcomes of what it waits for and is not looked at."""
+            waits = (*instances[name].needs, *instances[name].after)
+            known = {need: Outcome(True, part.outputs(need), None) for need in waits if need not in needed}
+            return performer.begin(name, {**known, **needed})
+
+        return begin
+
     def _learn(self, name: str, outcome: Outcome) -> None:
         if outcome.remembered is not None:
             self.memory.steps[name] = outcome.remembered
@@ -421,11 +479,15 @@ class _Run:
 
     def _tidy(self, layout: Layout, stamps: Stamps, question: plans.Question) -> None:
         """Removes the outputs of steps that the manifest no longer has, and saves what was learnt."""
-        remove_vanished(self.site.root, self.planned.plan, self.memory, self.options.variant, layout)
+        if self.part is None:
+            remove_vanished(self.site.root, self.planned.plan, self.memory, self.options.variant, layout)
         stamps.settle()
-        self._forget_the_unseen(stamps)
+        if self.part is None:
+            self._forget_the_unseen(stamps)
         self.memory.last_run = self.run_id
         memories.save(self.site.dot, self.site.seal, self.memory)
+        if self.part is not None:
+            return
         if self.planned.made_now or not self._plan_is_settled():
             plans.keep(self.site.root, question, self.site.seal, self.planned)
 
@@ -454,12 +516,24 @@ class _Run:
                 site=self.site,
                 size_max=size_max(self.site, self.planned.store_settings),
                 lasted_ms=report.duration_ms,
-                used=[Digest(step.request_digest) for step in self.memory.steps.values()],
+                used=lambda: [Digest(step.request_digest) for step in self.memory.steps.values()],
             )
-        if report.ok and not self.options.dry_run and not self.performer.ran_unremembered:
+        well = report.ok and not self.performer.ran_unremembered
+        if self.part is not None:
+            self._renew(self.part, stamps, well=well)
+        elif well and not self.options.dry_run:
             rested_on = self.trust.paths() if self.trust is not None else []
-            noop.remember(self.site, self.options, self.planned, stamps, surroundings, len(report.steps), rested_on)
+            steps, run = len(report.steps), self.run_id
+            noop.remember(self.site, self.options, self.planned, stamps, surroundings, steps, rested_on, run)
         return report
+
+    def _renew(self, part: touched.Part, stamps: Stamps, *, well: bool) -> None:
+        """Writes down what the next build may believe of what this one looked at."""
+        part.written.stale = sorted({*part.written.stale, *part.planned.plan.instances})
+        if well and stamps.settled:
+            noop.renew(self.site, part.written, {**part.seen, **stamps.seen}, stamps, run=self.run_id)
+        else:
+            noop.failed(self.site, part.written, self.run_id)
 
     def _refused(self) -> int:
         """The exit code of a build in which no step failed: 6 if one is not proven as far as the manifest demands."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.events import Listener, Warned
+from ..core.fields import dataclass
 from ..core.patterns import is_pattern, unescape
 from ..executors.blobs import Blobs
 from . import memory as memories

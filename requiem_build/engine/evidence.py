@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ..core.digest import object_digest
 from ..core.patterns import Pattern, compile_pattern, is_pattern, unescape
@@ -157,8 +157,9 @@ def kinds_hold(kinds: Mapping[str, str | None]) -> bool:
     return True
 
 
-def still_holds(root: str, evidence: dict[str, Item], outputs: Outputs) -> bool:
-    """Whether every item is what it was; settled stamps are renewed in place."""
+def still_holds(root: str, evidence: dict[str, Item], outputs: Callable[[], Outputs]) -> bool:
+    """Whether every item is what it was; settled stamps are renewed in place. `outputs` is for what differs."""
+    known: Outputs | None = None
     for path, (stamp, racy, taken) in list(evidence.items()):
         try:
             now = stamp_of(os.lstat(path))
@@ -166,7 +167,8 @@ def still_holds(root: str, evidence: dict[str, Item], outputs: Outputs) -> bool:
             now = NOTHING
         if now == stamp and not racy:
             continue
-        item = _take(path, _relative(root, path), outputs)
+        known = known or outputs()
+        item = _take(path, _relative(root, path), known)
         if item[2] != taken:
             return False
         evidence[path] = item

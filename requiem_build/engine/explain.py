@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+from ..core.fields import dataclass
 
 SYSTEM_ROOT = "/usr"
 LISTING = "//discover"

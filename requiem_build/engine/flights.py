@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 from ..core.digest import Digest
+from ..core.fields import replace
 from .rebuild import Built, Rebuilder, Wanted
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from ..core.digest import Digest
 from ..core.errors import RequiemError, UnknownName
+from ..core.fields import dataclass
 from ..store.layout import Store
 from ..store.runs import Run
 

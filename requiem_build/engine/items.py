@@ -6,12 +6,12 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ..core.differences.base import Difference, first_difference
 from ..core.differences.compare import compare
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.fields import dataclass
 from ..core.result import Result
 from ..executors.blobs import Blobs
 

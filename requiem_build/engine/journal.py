@@ -6,7 +6,7 @@ import datetime
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO
 
@@ -59,6 +59,14 @@ class Journal:
                 line["worker"] = self._lanes.setdefault(threading.get_ident(), len(self._lanes))
             self._file.write(canonical.encode_plain(line) + b"\n")
 
+    def tell(self, lines: Iterable[bytes]) -> None:
+        """Many events of this moment, as `line_of` gives them."""
+        with self._lock:
+            head = b'{"at_ms":%d,' % round((time.monotonic() - self._started) * 1000)
+            written = (b"\n" + head).join(lines)
+            if written:
+                self._file.write(head + written + b"\n")
+
     def keep(self, store: Store) -> Digest | None:
         """Puts the journal into the store. A store that cannot take it is no reason to fail a finished run."""
         with suppress(RequiemError, OSError):
@@ -81,6 +89,11 @@ class Journal:
         if self._path:
             with suppress(OSError):
                 os.unlink(self._path)
+
+
+def line_of(event: Event) -> bytes:
+    """An event's line without its time, which is the first of its names."""
+    return canonical.encode_plain(as_json(event))[1:]
 
 
 def places_of(plan: Plan) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ..core.digest import Digest, Hasher
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import CorruptObject, MissingObject, UsageError
+from ..core.fields import dataclass
 from ..core.instance import Instance
 from ..core.request import ABSENT, Request, is_read, parse_request
 from ..core.result import Record, Result

@@ -5,12 +5,13 @@ It never answers for the store: a memory that disagrees with the workspace is ju
 
 from __future__ import annotations
 
+import marshal
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from typing import Any, TypeVar
 
 from ..core.entries import Entry
+from ..core.fields import dataclass, field
 from . import sealed
 from .stamps import Known, pack, unpack
 
@@ -35,10 +36,52 @@ class Remembered:
     record_digest: str | None = None
 
 
+V = TypeVar("V")
+
+
+class Rows(MutableMapping[str, V]):
+    """A mapping of which most is never asked for: each value is marshalled by itself, until it is asked for."""
+
+    def __init__(self, rows: dict[str, bytes], decode: Callable[[Any], V], encode: Callable[[V], Any]) -> None:
+        self._rows: dict[str, bytes | None] = {**rows}
+        self._live: dict[str, V] = {}
+        self._decode = decode
+        self._encode = encode
+
+    def __getitem__(self, name: str) -> V:
+        found = self._live.get(name)
+        if found is None:
+            row = self._rows[name]
+            assert row is not None
+            found = self._live[name] = self._decode(marshal.loads(row))
+        return found
+
+    def __setitem__(self, name: str, value: V) -> None:
+        self._live[name] = value
+        self._rows[name] = None
+
+    def __delitem__(self, name: str) -> None:
+        del self._rows[name]
+        self._live.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def rows(self) -> dict[str, bytes]:
+        encode, live = self._encode, self._live
+        return {name: marshal.dumps(encode(live[name])) if row is None else row for name, row in self._rows.items()}
+
+
 @dataclass(slots=True)
 class Memory:
-    known: dict[str, Known] = field(default_factory=dict)
-    steps: dict[str, Remembered] = field(default_factory=dict)
+    known: MutableMapping[str, Known] = field(default_factory=dict)
+    steps: MutableMapping[str, Remembered] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     """Steps that failed when they were last run -> the digest of that request."""
     last_run: str | None = None
@@ -50,29 +93,38 @@ class Memory:
 
 def load(dot: str, key: bytes) -> Memory:
     value = sealed.load(os.path.join(dot, "memory"), key)
-    if value is None:
-        return Memory()
-    known, steps, failed, last_run = value
-    return Memory(known, {name: _remembered(row) for name, row in steps.items()}, failed, last_run)
+    known, steps, failed, last_run = value if value is not None else ({}, {}, {}, None)
+    return Memory(Rows(known, _same, _same), Rows(steps, _remembered, _row), failed, last_run)
 
 
 def save(dot: str, key: bytes, memory: Memory) -> None:
-    steps = {
-        name: (
-            step.request_digest,
-            step.result_digest,
-            {path: pack(entry) for path, entry in step.outputs.items()},
-            step.duration_ms,
-            step.discovered,
-            step.variant,
-            step.warnings,
-            step.recorded,
-            step.trust,
-            step.record_digest,
-        )
-        for name, step in memory.steps.items()
-    }
-    sealed.save(os.path.join(dot, "memory"), key, (memory.known, steps, memory.failed, memory.last_run))
+    known = memory.known if isinstance(memory.known, Rows) else _filled(Rows({}, _same, _same), memory.known)
+    steps = memory.steps if isinstance(memory.steps, Rows) else _filled(Rows({}, _remembered, _row), memory.steps)
+    sealed.save(os.path.join(dot, "memory"), key, (known.rows(), steps.rows(), memory.failed, memory.last_run))
+
+
+def _filled(rows: Rows[V], values: Mapping[str, V]) -> Rows[V]:
+    rows.update(values)
+    return rows
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _row(step: Remembered) -> tuple[object, ...]:
+    return (
+        step.request_digest,
+        step.result_digest,
+        {path: pack(entry) for path, entry in step.outputs.items()},
+        step.duration_ms,
+        step.discovered,
+        step.variant,
+        step.warnings,
+        step.recorded,
+        step.trust,
+        step.record_digest,
+    )
 
 
 def _remembered(row: Any) -> Remembered:

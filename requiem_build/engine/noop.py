@@ -12,11 +12,15 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ..core.digest import object_digest
+from ..core.fields import dataclass, field
 from ..sandbox.system import system_digest, watched
 from . import quick, sealed
 from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_at
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .options import Options
     from .plans import Planned
     from .site import Site
@@ -25,6 +29,70 @@ if TYPE_CHECKING:
 
 RACY_MAX = 64
 RACY_BYTES_MAX = 1 << 20
+
+
+@dataclass(slots=True)
+class Written:
+    """The file's value. The first ten are all that `quick.py` looks at."""
+
+    asked: tuple[object, ...]
+    steps: int
+    settings: dict[str, str | None]
+    patterns: list[str]
+    passed: dict[str, str]
+    inside: list[str]
+    """Paths of the workspace, relative to its root; then come the others."""
+    outside: list[str]
+    stamps: bytes
+    absent: list[str]
+    witnesses: dict[str, str]
+    last_run: str | None
+    """The run whose memory these stamps belong to."""
+    told: str | None
+    """The run after which `.requiem/lines` was begun, and the steps whose line in it no longer holds."""
+    stale: list[str]
+    _numbers: dict[str, int] = field(default_factory=dict, init=False)
+
+    def _number(self, root: str, path: str) -> int | None:
+        """Where a path's stamp is; None if it is not here."""
+        if not self._numbers:
+            for number, name in enumerate((*self.inside, *self.outside)):
+                self._numbers[name] = number
+        return self._numbers.get(path[len(root) + 1 :] if path.startswith(root + "/") else path)
+
+    def stamp(self, root: str, path: str) -> Stamp | None:
+        number = self._number(root, path)
+        if number is None:
+            return None
+        a, b, c, d, e = struct.unpack_from("=5q", self.stamps, number * quick.STAMP_BYTES)
+        return (a, b, c, d, e)
+
+    def is_witnessed(self, path: str) -> bool:
+        """Whether a file whose stamp was too young still has its content."""
+        try:
+            with open(path, "rb") as file:
+                return object_digest(file.read()) == self.witnesses[path]
+        except OSError:
+            return False
+
+    def put(self, root: str, seen: Mapping[str, Stamp]) -> None:
+        """Other stamps of paths, also of new ones. Raises struct.error."""
+        stamps = bytearray(self.stamps)
+        inside, outside = bytearray(), bytearray()
+        for path, stamp in seen.items():
+            number = self._number(root, path)
+            packed = quick.packed(list(stamp))
+            if number is not None:
+                stamps[number * quick.STAMP_BYTES : (number + 1) * quick.STAMP_BYTES] = packed
+            elif path.startswith(root + "/"):
+                inside += packed
+                self.inside.append(path[len(root) + 1 :])
+            else:
+                outside += packed
+                self.outside.append(path)
+        at = (len(self.inside) - len(inside) // quick.STAMP_BYTES) * quick.STAMP_BYTES
+        self.stamps = bytes(stamps[:at] + inside + stamps[at:] + outside)
+        self.absent = [path for path in self.absent if path not in seen]
 
 
 def forget(site: Site) -> None:
@@ -41,6 +109,7 @@ def remember(
     surroundings: Surroundings,
     steps: int,
     rested_on: list[str],
+    last_run: str | None,
 ) -> None:
     """Writes down what a plain build rested on, with paths of the user's own in `rested_on`.
 
@@ -61,38 +130,84 @@ def remember(
     items |= system
     now = time.time_ns()
     witnesses: dict[str, str] = {}
-    for path, stamp in items.items():
-        if not is_racy(stamp, now) or (stamps.fine and path.startswith(site.root + "/")):
-            continue
-        known = stamps.known.get(path)
-        if known is None or len(known[2]) != 3 or known[0][2] > RACY_BYTES_MAX or len(witnesses) >= RACY_MAX:
-            return  # Too new to be believed and too much to read again each time: the full build will look.
-        witnesses[path] = str(known[2][0])
+    if not all(_is_believed(site, stamps, path, stamp, now, witnesses) for path, stamp in items.items()):
+        return  # Too new to be believed and too much to read again each time: the full build will look.
     patterns = sorted({p for i in instances for p in i.pass_env})
     passed = {n: options.environment[n] for i in instances for n in surroundings.passed(i)}
     top = site.root.rstrip("/") + "/"
     inside = [path for path, stamp in items.items() if stamp != NOTHING and path.startswith(top)]
     outside = [path for path, stamp in items.items() if stamp != NOTHING and not path.startswith(top)]
+    numbers = [number for path in (*inside, *outside) for number in items[path]]
     try:
-        numbers = quick.packed([number for path in (*inside, *outside) for number in items[path]])
+        packed = quick.packed(numbers)
     except struct.error:
         return  # A file system with inode numbers beyond 63 bits: the full build will look.
-    sealed.save(
-        quick.memory_path(site.root),
-        site.seal,
-        (
-            quick.question(site.manifest, options.start, options.targets),
-            steps,
-            quick.settings_of(options.environment),
-            patterns,
-            passed,
-            [path[len(top) :] for path in inside],
-            outside,
-            numbers,
-            [path for path, stamp in items.items() if stamp == NOTHING],
-            witnesses,
+    absent = [path for path, stamp in items.items() if stamp == NOTHING]
+    inside = [path[len(top) :] for path in inside]
+    asked = quick.question(site.manifest, options.start, options.targets)
+    settings = quick.settings_of(options.environment)
+    _save(
+        site,
+        Written(
+            asked, steps, settings, patterns, passed, inside, outside, packed, absent, witnesses, last_run, last_run, []
         ),
     )
+
+
+def _is_believed(site: Site, stamps: Stamps, path: str, stamp: Stamp, now: int, witnesses: dict[str, str]) -> bool:
+    """Whether a stamp proves a path's content; for a few small files that are too young, the content is noted."""
+    if not is_racy(stamp, now) or (stamps.fine and path.startswith(site.root + "/")):
+        return True
+    known = stamps.known.get(path)
+    if known is None or len(known[2]) != 3 or known[0][2] > RACY_BYTES_MAX or len(witnesses) >= RACY_MAX:
+        return False
+    witnesses[path] = str(known[2][0])
+    return True
+
+
+def load(site: Site, options: Options) -> Written | None:
+    """What the last build wrote down, if a plain build asks the same question now."""
+    value = sealed.load(quick.memory_path(site.root), site.seal)
+    if value is None:
+        return None
+    written = Written(*value)
+    asked = quick.question(site.manifest, options.start, options.targets)
+    if written.asked != asked or written.settings != quick.settings_of(options.environment):
+        return None
+    if written.patterns and not quick.same_environment(written.patterns, written.passed, options.environment):
+        return None
+    return written
+
+
+def renew(site: Site, written: Written, seen: Mapping[str, Stamp], stamps: Stamps, *, run: str | None) -> None:
+    """After a build that looked only at some paths: these have other stamps, all else stays as it was written down."""
+    now = time.time_ns()
+    witnesses = {path: digest for path, digest in written.witnesses.items() if path not in seen}
+    known_absent = set(written.absent)
+    for path, stamp in seen.items():
+        gone = stamp == NOTHING and path not in known_absent
+        if gone or not _is_believed(site, stamps, path, stamp, now, witnesses):
+            forget(site)
+            return
+    try:
+        written.put(site.root, {path: stamp for path, stamp in seen.items() if stamp != NOTHING})
+    except struct.error:
+        forget(site)
+        return
+    written.witnesses = witnesses
+    written.last_run = run
+    _save(site, written)
+
+
+def failed(site: Site, written: Written, run: str | None) -> None:
+    """After one that did not end well: what it rested on is not as it was, and the next one sees that."""
+    written.last_run = run
+    _save(site, written)
+
+
+def _save(site: Site, written: Written) -> None:
+    value = tuple(getattr(written, name) for name in Written.__match_args__)
+    sealed.save(quick.memory_path(site.root), site.seal, value)
 
 
 def is_plain(options: Options) -> bool:

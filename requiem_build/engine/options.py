@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+
+from ..core.fields import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Options:
     sets: Mapping[str, str] = field(default_factory=dict)
     wait: bool = True
     verbose: bool = False
+    brief: bool = False
+    """Steps that are fresh are only counted: then those that nothing points to need not be looked at one by one."""
 
     @property
     def variant(self) -> str:

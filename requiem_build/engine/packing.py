@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from ..core import canonical
 from ..core.digest import EMPTY, Digest, is_digest, object_digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import CorruptObject, IntegrityError, MissingObject, RequestError, UsageError
+from ..core.fields import dataclass, field
 from ..core.request import ABSENT, Request, is_read, parse_request
 from ..core.result import Result, parse_result
 from ..store.bundle import SMALL_MAX, Contents, Member, Writer

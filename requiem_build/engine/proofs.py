@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import canonical
 from ..core.digest import EMPTY, Digest, is_digest, object_digest
 from ..core.entries import Entry, File, Link, Tree, make_tree, parse_tree
 from ..core.errors import CorruptObject, MissingObject, RequestError
+from ..core.fields import dataclass, field
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.request import ABSENT, Request, by_bytes, parse_request
 from ..core.result import Record, Result, make_trace, parse_record, parse_result

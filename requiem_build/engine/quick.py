@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HOME", "HOME")
 
 
+STAMP_BYTES = 40
+
+
 def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[object, ...]:
     """What a plain build asks. Any other flag than these makes another question, which is not answered here."""
-    return ("noop 2", manifest, start, targets)
+    return ("noop 3", manifest, start, targets)
 
 
 def memory_path(root: str) -> str:
@@ -47,10 +50,10 @@ def nothing_to_do(
     value = sealed.load(memory_path(root), sealed.seal_key(sealed.cache_home(environment)))
     if value is None:
         return None
-    asked, steps, settings, patterns, passed, inside, outside, stamps, absent, witnesses = value
+    asked, steps, settings, patterns, passed, inside, outside, stamps, absent, witnesses, *_ = value
     if asked != question(manifest, start, targets) or settings != settings_of(environment):
         return None
-    if patterns and not _same_environment(patterns, passed, environment):
+    if patterns and not same_environment(patterns, passed, environment):
         return None
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -72,7 +75,7 @@ def settings_of(environment: Mapping[str, str]) -> dict[str, str | None]:
     return {name: environment.get(name) for name in SETTINGS}
 
 
-def _same_environment(patterns: list[str], passed: Mapping[str, str], environment: Mapping[str, str]) -> bool:
+def same_environment(patterns: list[str], passed: Mapping[str, str], environment: Mapping[str, str]) -> bool:
     from .surroundings import passed_names
 
     return passed == {name: environment[name] for name in passed_names(patterns, environment)}

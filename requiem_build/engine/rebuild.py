@@ -6,12 +6,12 @@ A rebuilder knows requests, records and an executor. It does not know steps, the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..core.digest import EMPTY, Digest
 from ..core.entries import Entry, File, Tree
 from ..core.errors import CorruptObject, MissingObject
+from ..core.fields import dataclass, replace
 from ..core.policy import Limits
 from ..core.request import Request
 from ..core.result import Record, Result

@@ -10,13 +10,13 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import canonical
 from ..core.digest import Digest
 from ..core.errors import CorruptObject, IntegrityError, MissingObject, RequestError, UnknownName
 from ..core.events import parse_event
+from ..core.fields import dataclass, field
 from ..store.keys import Verifier
 from ..store.layout import MARK, Store, mark_is_exact
 from ..store.runs import Run

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..core.events import StepFinished
+from ..core.fields import dataclass, field
 from .stamps import Stamp
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class Report:
     run: str
     dry_run: bool = False
     steps: list[StepFinished] = field(default_factory=list)
+    untouched: int = 0
+    """Further steps, which are fresh: of a brief build."""
     warnings: list[str] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     """Steps that are not proven as far as the manifest demands; they are among the warnings too."""
@@ -41,7 +43,8 @@ class Report:
     def counts(self) -> dict[str, int]:
         found = Counter[str](step.state for step in self.steps)
         names = ("fresh", "hit", "miss", "unknown") if self.dry_run else STATES
-        return {"total": len(self.steps), **{name: found[name] for name in names}}
+        found["fresh"] += self.untouched
+        return {"total": len(self.steps) + self.untouched, **{name: found[name] for name in names}}
 
     def as_json(self) -> dict[str, object]:
         return {

@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from ..core.differences.base import Difference
 from ..core.errors import EnvironmentFault
+from ..core.fields import dataclass, field
 from ..core.policy import Limits
 from ..core.request import Request
 from ..core.result import Result

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree
 from ..core.errors import UsageError
+from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
 from ..core.request import Request, by_bytes

@@ -12,12 +12,12 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link
 from ..core.errors import EnvironmentFault, Interrupted, MissingObject, RequiemError
+from ..core.fields import replace
 from ..core.instance import Instance, Root
 from ..core.policy import Limits
 from ..core.request import ABSENT, Request, is_read

@@ -8,9 +8,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from ..core.fields import dataclass
 from ..core.frontier import Frontier
 from ..core.instance import Plan
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import EnvironmentFault, UsageError
+from ..core.fields import dataclass, field
 from ..core.policy import DURABILITIES, LEVELS
 
 _KEYS: Mapping[str, Mapping[str, tuple[type, ...]]] = {

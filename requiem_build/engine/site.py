@@ -6,12 +6,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
+from ..core.fields import dataclass
 from ..core.request import Request
 from ..sandbox.base import Sandbox
 from ..store.durability import BATCH

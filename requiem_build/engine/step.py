@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File
 from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
+from ..core.fields import dataclass, field, replace
 from ..core.instance import Instance
 from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from ..core import canonical
 from ..core.digest import Digest, object_digest
 from ..core.entries import Entry, File, Link, Tree
 from ..core.errors import SourceMissing, UnknownName, UsageError
+from ..core.fields import dataclass
 from ..core.instance import Instance, Root
 from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
 from .stamps import Stamps, links_of

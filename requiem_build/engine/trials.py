@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ..core.differences.base import Difference
+from ..core.fields import dataclass
 from ..core.policy import UID
 from ..sandbox.perturbation import STILL, Perturbation
 

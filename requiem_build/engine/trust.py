@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.entries import Entry
 from ..core.errors import EnvironmentFault, UsageError
+from ..core.fields import dataclass, replace
 from ..core.request import Request
 from ..core.result import Record
 from ..core.trust import LEVELS, HitPolicy

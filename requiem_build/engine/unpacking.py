@@ -9,11 +9,11 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from ..core import canonical
 from ..core.errors import IntegrityError, RequestError, UsageError
+from ..core.fields import dataclass, field, replace
 from ..core.request import Request, parse_request
 from ..core.result import Record, Result, parse_record, parse_result
 from ..core.seal import Envelope, claims_of

@@ -10,10 +10,10 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.digest import Digest
 from ..core.errors import Busy, EnvironmentFault
+from ..core.fields import dataclass
 from ..store.growth import Estimate
 from ..store.layout import Store
 from .site import Site
@@ -34,13 +34,13 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """`used` are the requests whose results the workspace is in use of; `size_max` in bytes."""
+    """`used` gives the requests whose results the workspace is in use of; `size_max` in bytes."""
 
     store: Store
     site: Site
     size_max: int
     lasted_ms: int
-    used: Sequence[Digest]
+    used: Callable[[], Sequence[Digest]]
 
     def run(self, notice: Callable[[str], None]) -> None:
         """Never raises but KeyboardInterrupt: a store that cannot be kept in order is no fault of the build's."""
@@ -64,7 +64,7 @@ class Upkeep:
                 return
         with open(mark, "wb"):
             os.utime(mark)
-        for request_digest in self.used:
+        for request_digest in self.used():
             self.store.records.note_used(request_digest)
 
     def _is_due(self, estimate: Estimate | None) -> bool:

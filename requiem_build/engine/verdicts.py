@@ -5,12 +5,12 @@ from __future__ import annotations
 import fnmatch
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..core.digest import Digest
 from ..core.errors import UnknownName
 from ..core.events import StepFinished
+from ..core.fields import dataclass, replace
 from ..core.instance import Instance
 from ..core.request import Request, parse_request
 from ..core.verdict import Level, Verdict, parse_level, suffices

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..core.digest import Digest
 from ..core.entries import Entry
 from ..core.errors import UnknownName
 from ..core.events import Event, StepFinished
+from ..core.fields import dataclass, field, replace
 from ..core.instance import Plan
 from ..core.query import Graph
 from ..core.request import Request

@@ -11,11 +11,11 @@ import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, SourceMissing, UsageError
+from ..core.fields import dataclass
 from ..core.listing import Kind
 from ..executors.blobs import Blobs
 from .stamps import NOTHING, Stamp, Stamps, is_racy, kind_of, links_of, stamp_at, stamp_of

@@ -6,10 +6,10 @@ An executor needs nothing but the store: every input that a request names is the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..core.entries import Entry
+from ..core.fields import dataclass, field
 from ..core.policy import Limits
 from ..core.request import Request
 from ..core.result import Result

@@ -10,10 +10,10 @@ import os
 import posixpath
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, make_tree
+from ..core.fields import dataclass, field
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import WORKSPACE
 from ..store.objects import Packing

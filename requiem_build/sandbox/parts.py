@@ -10,7 +10,8 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+
+from ..core.fields import dataclass
 
 KEPT_MAX = 16
 FILES_MAX = 50_000

@@ -6,8 +6,8 @@ Only runs whose results are thrown away take one: it is in no request and no dig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from ..core.fields import dataclass
 from ..core.policy import GID, HOME, HOSTNAME, UID, USER, WORKSPACE, WORLD_ENVIRONMENT
 
 

@@ -13,10 +13,10 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import IO
 
 from ..core.errors import EnvironmentFault
+from ..core.fields import replace
 from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
 from .attendant import Attendant
 from .base import Finished, Job, Staged

@@ -11,10 +11,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
+from ..core.fields import dataclass, replace
 from ..core.policy import HOSTNAME, UID, WORLD_ENVIRONMENT
 from .base import Job, Mount
 from .linux import StrictSandbox

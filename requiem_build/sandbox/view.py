@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from ..core.errors import EnvironmentFault
+from ..core.fields import dataclass, field
 from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged

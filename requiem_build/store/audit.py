@@ -9,10 +9,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 
 from ..core.digest import EMPTY, Digest
 from ..core.errors import IntegrityError, UnknownName
+from ..core.fields import dataclass, field, replace
 from .fanout import Answer, fan_out
 from .files import ensure_directory, entries, fault
 from .inventory import take

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ..core import canonical
 from ..core.digest import HASH, Digest, Hasher, is_digest, object_digest
 from ..core.errors import IntegrityError, RequestError
+from ..core.fields import dataclass
 from ..core.seal import PACK_TYPE, Envelope, parse_envelope
 
 SCHEMA = "requiem.bundle/1"

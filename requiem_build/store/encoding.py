@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ..core import canonical
 from ..core.digest import Digest, Hasher, is_digest
 from ..core.errors import RequestError
+from ..core.fields import dataclass
 
 IDENTITY = "identity"
 ZSTD = "zstd"

@@ -12,10 +12,10 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 
 from ..core.digest import Digest
 from ..core.errors import Busy, EnvironmentFault
+from ..core.fields import dataclass, field, replace
 from . import leases
 from .files import ensure_directory, entries, fault, link_new
 from .growth import SIZE_MAX

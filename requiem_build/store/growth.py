@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 
+from ..core.fields import dataclass
 from .files import BLOCK, SHARED_BITS, NotAFile, Scratch, read_small
 
 _BYTES_MAX = 1 << 18

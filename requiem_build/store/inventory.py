@@ -11,13 +11,13 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 from ..core import canonical
 from ..core.digest import EMPTY, Digest, is_digest
 from ..core.entries import File, Tree, parse_tree
 from ..core.errors import CorruptObject, EnvironmentFault, IntegrityError, MissingObject, RequestError, UnknownName
+from ..core.fields import dataclass, field, replace
 from .files import NotAFile, entries, read_small
 from .growth import on_disk
 from .layout import Store

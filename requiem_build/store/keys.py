@@ -15,10 +15,10 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.fields import dataclass, replace
 from ..core.seal import Envelope, Signature
 from .files import NotAFile, entries, read_judged
 

@@ -27,7 +27,6 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from copy import copy
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import canonical
@@ -41,6 +40,7 @@ from ..core.errors import (
     RequestError,
     UsageError,
 )
+from ..core.fields import dataclass
 from ..core.result import Result
 from . import leases
 from .durability import BATCH, FULL, sync_file_system, sync_path

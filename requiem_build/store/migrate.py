@@ -14,11 +14,11 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.digest import IS_FALLBACK, Digest
 from ..core.errors import Busy, EnvironmentFault, UsageError
+from ..core.fields import dataclass, field
 from .durability import sync_file_system, sync_path
 from .files import PIECE, READ, Scratch, entries, fault, kind_of
 from .layout import Store, is_marked, make_directories, mark

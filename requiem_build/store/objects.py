@@ -13,10 +13,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.digest import Digest, object_digest
 from ..core.errors import CorruptObject, EnvironmentFault, MissingObject, RequestError, UsageError
+from ..core.fields import dataclass
 from . import encoding as enc
 from .checking import judge, walk
 from .copying import check_size, clone, read_whole

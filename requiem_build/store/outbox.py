@@ -9,10 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 from ..core.digest import Digest
 from ..core.errors import EnvironmentFault, RequiemError
+from ..core.fields import dataclass, replace
 from ..core.request import Request
 from ..core.result import Record, Result
 from .durability import BATCH, BATCH_S, FULL, PAUSE_MAX_S, SYNC_SHARE, sync_file_system

@@ -18,10 +18,10 @@ import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.digest import Digest, is_digest, object_digest
 from ..core.errors import EnvironmentFault, IntegrityError
+from ..core.fields import dataclass
 from .durability import sync_path
 from .files import READ, ensure_directory, fault, write_all
 from .place import WHOLE, Part, Place, Problem

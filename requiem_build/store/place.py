@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..core.digest import Digest, parse_digest
 from ..core.errors import EnvironmentFault
+from ..core.fields import dataclass
 from .files import Scratch, fault
 
 Stamp = tuple[int, int, int, int]

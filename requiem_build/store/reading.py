@@ -7,10 +7,10 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from ..core.digest import Digest, Hasher, object_digest
 from ..core.errors import MissingObject, RequestError
+from ..core.fields import dataclass
 from . import encoding as enc
 from . import uses
 from .encoding import Malformed, Meta, parse_meta, plain_meta

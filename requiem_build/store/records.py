@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ..core import canonical
 from ..core.digest import Digest, Domain, digest, is_digest, parse_digest
 from ..core.errors import EnvironmentFault, IntegrityError, RequestError
+from ..core.fields import dataclass, replace
 from ..core.request import Request
 from ..core.result import Record, Result, parse_record, parse_result
 from . import uses

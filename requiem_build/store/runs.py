@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..core import canonical
 from ..core.digest import Digest, is_digest
 from ..core.errors import EnvironmentFault, IntegrityError, RequestError, UnknownName, UsageError
+from ..core.fields import dataclass
 from .durability import sync_path
 from .files import NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_small
 

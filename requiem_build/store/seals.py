@@ -8,10 +8,10 @@ accepts, then among everybody's, and takes what distinct keys of them vouch for.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from ..core.digest import Digest
 from ..core.errors import RequestError
+from ..core.fields import dataclass
 from ..core.result import Record
 from ..core.seal import SIGNATURES_MAX, claims_of, parse_envelope, record_envelope, with_envelope
 from ..core.trust import UNTRUSTED, Claim, HitPolicy, choose

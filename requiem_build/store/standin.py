@@ -13,11 +13,11 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from ..core.digest import Digest
 from ..core.errors import CorruptObject, EnvironmentFault, IntegrityError, MissingObject, UnknownName, UsageError
+from ..core.fields import replace
 from .files import FILE_MODE
 from .layout import Store
 from .objects import WRITABLE_BY_OTHERS, Objects, Packing

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from ..core.digest import Digest
 from ..core.entries import Link
+from ..core.fields import dataclass, field
 from .files import entries
 from .growth import on_disk
 from .inventory import Inventory, Item, take

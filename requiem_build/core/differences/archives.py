@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
+from ..fields import dataclass, field
 from .base import Difference, NotThisFormat, differing
 
 MEMBER_MAX = 64 * 1024 * 1024

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from ..fields import dataclass, replace
 
 FOUND_MAX = 20
 """Differences told of one pair of files; more would tell nothing more."""

@@ -1,0 +1,248 @@
+"""What of a plan a build must look at: little, where little changed since a build that left everything right.
+
+That build wrote down every path that it rested on (`noop.py`). A path with another stamp leads to the steps that name
+it; these, and all that wait for them, are looked at as ever. Every other step rests only on paths that are as they
+were: it is fresh. A path that leads nowhere, or that a plan rests on, sends the question to the full build.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..core.entries import Entry
+from ..core.errors import EnvironmentFault, UsageError
+from ..core.events import StepFinished
+from ..core.fields import dataclass, field, replace
+from ..core.instance import Instance, Plan
+from . import evidence, noop, plans, quick
+from .stamps import NOTHING, Stamp, Stamps, pack, stamp_at
+
+if TYPE_CHECKING:
+    from .memory import Memory, Remembered
+    from .options import Options
+    from .site import Site
+
+CHUNK = 500
+SHARE_MAX = 0.5
+"""Where more of a plan than this must be looked at, the full build does it."""
+
+
+@dataclass(slots=True)
+class Part:
+    """`planned` holds only the instances to be looked at, `order` the same with none but themselves to wait for."""
+
+    written: noop.Written
+    kept: plans.Kept
+    planned: plans.Planned
+    order: Plan
+    untouched: list[int]
+    """The instances that are fresh, by their number in the plan, without groups."""
+    seen: dict[str, Stamp]
+    """Paths that changed and lead to no step: touched, or looked at and found to be the same. With their new stamps."""
+    memory: Memory
+    everything: Mapping[str, Instance] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        own = sum(not instance.is_group for instance in self.planned.plan.instances.values())
+        return len(self.untouched) + own
+
+    def outputs(self, name: str) -> Mapping[str, Entry]:
+        """What an instance that is fresh has made; a group, what its members have."""
+        found: dict[str, Entry] = {}
+        pending = [name]
+        while pending:
+            each = pending.pop()
+            remembered = self.memory.steps.get(each)
+            if remembered is not None:
+                found.update(remembered.outputs)
+            else:
+                pending.extend(reversed(self.everything[each].needs))
+        return found
+
+    def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
+        import marshal
+
+        kept = self.kept
+        index = {name: number for number, name in enumerate(kept.names)}
+        mine = self.planned.plan.instances
+        return {name: marshal.loads(kept.places[index[name]]) for name, each in mine.items() if not each.is_group}
+
+
+class Everything(Mapping[str, Instance]):
+    """All instances of a plan, each taken apart when it is asked for."""
+
+    def __init__(self, kept: plans.Kept) -> None:
+        self._kept = kept
+        self._index = {name: number for number, name in enumerate(kept.names)}
+
+    def __getitem__(self, name: str) -> Instance:
+        return self._kept.instance(self._index[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept.names)
+
+    def __len__(self) -> int:
+        return len(self._kept.names)
+
+
+class Outcomes(dict[str, Mapping[str, Entry]]):
+    """The outputs of steps that have ended, those that are fresh among them."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self._part = part
+
+    def get(self, name: str, default: Any = None) -> Any:
+        found = super().get(name)
+        if found is None and name not in self._part.planned.plan.instances:
+            return self._part.outputs(name)
+        return default if found is None else found
+
+
+def look(site: Site, options: Options, question: plans.Question, memory: Memory) -> Part | None:
+    """The part of a plan that must be looked at; None if that is all of it, or cannot be told."""
+    if not (options.brief and noop.is_plain(options)):
+        return None
+    written = noop.load(site, options)
+    if written is None or written.last_run != memory.last_run or memory.last_run is None:
+        return None
+    changed = _changed(site.root, written)
+    kept = plans.load(site.root, question, site.seal)
+    if changed is None or kept is None:
+        return None
+    return _part(site.root, written, kept, changed, memory)
+
+
+def _changed(root: str, written: noop.Written) -> dict[str, Stamp] | None:
+    """Absolute paths with another stamp than was written down -> their stamp now. None if anything foreign changed."""
+    if any(map(os.path.lexists, written.absent)):
+        return None
+    inside = len(written.inside) * quick.STAMP_BYTES
+    try:
+        if quick.stamps_now(written.outside) != written.stamps[inside:]:
+            return None
+    except OSError:
+        return None
+    changed: dict[str, Stamp] = {}
+    for first in range(0, len(written.inside), CHUNK):
+        names = written.inside[first : first + CHUNK]
+        chunk = written.stamps[first * quick.STAMP_BYTES : (first + len(names)) * quick.STAMP_BYTES]
+        paths = [f"{root}/{name}" for name in names]
+        try:
+            if quick.stamps_now(paths) == chunk:
+                continue
+        except OSError:
+            pass
+        for number, path in enumerate(paths):
+            now = stamp_at(path)
+            if quick.packed(list(now)) != chunk[number * quick.STAMP_BYTES : (number + 1) * quick.STAMP_BYTES]:
+                changed[path] = now
+    for path in written.witnesses:
+        if path not in changed and not written.is_witnessed(path):
+            changed[path] = stamp_at(path)
+    return changed
+
+
+def _part(
+    root: str, written: noop.Written, kept: plans.Kept, changed: Mapping[str, Stamp], memory: Memory
+) -> Part | None:
+    affected: set[int] = set()
+    seen: dict[str, Stamp] = {}
+    rested: dict[str, evidence.Item] = {}
+    stamps = Stamps(memory.known, fine=False)
+    for path, now in changed.items():
+        name = path[len(root) + 1 :]
+        readers = _readers(kept, name)
+        if path in kept.evidence:
+            rested[path] = kept.evidence[path]
+        elif not readers:
+            return None
+        if path in kept.kinds and now == NOTHING:
+            return None
+        if readers and not _is_same(root, stamps, written, path):
+            affected.update(readers)
+        else:
+            seen[path] = now
+    if rested:
+        if not evidence.still_holds(root, rested, lambda: evidence.Outputs(kept.declared)):
+            return None
+        seen |= {path: stamp for path, (stamp, _, _) in rested.items()}
+    if not evidence.kinds_hold({path: kept.kinds[path] for path in changed if path in kept.kinds}):
+        return None
+    return _reach(written, kept, affected, seen, memory)
+
+
+def _readers(kept: plans.Kept, name: str) -> list[int]:
+    found = list(kept.readers.get(name, ()))
+    for patterns, paths in kept.offers.items():
+        if name in paths:
+            found += kept.offered_to.get(patterns, ())
+    return found
+
+
+def _is_same(root: str, stamps: Stamps, written: noop.Written, path: str) -> bool:
+    """Whether a path has the content that the last build found there, though its stamp is another."""
+    known = stamps.known.get(path)
+    if known is None or known[1] or written.stamp(root, path) != known[0]:
+        return False
+    try:
+        entry = stamps.entry(path)
+    except (UsageError, EnvironmentFault):
+        return False
+    return entry is not None and pack(entry) == known[2]
+
+
+def _reach(
+    written: noop.Written, kept: plans.Kept, affected: Iterable[int], seen: dict[str, Stamp], memory: Memory
+) -> Part | None:
+    """The affected instances, all that wait for them, and the groups that any of these needs."""
+    numbers = set(affected)
+    pending = list(numbers)
+    for number in pending:
+        more = [each for each in kept.dependents[number] if each not in numbers]
+        numbers.update(more)
+        pending.extend(more)
+        if len(numbers) > SHARE_MAX * len(kept.names) and len(kept.names) > CHUNK:
+            return None
+    instances = {kept.names[number]: kept.instance(number) for number in sorted(numbers)}
+    order = {
+        name: replace(
+            instance,
+            needs=tuple(need for need in instance.needs if need in instances),
+            after=tuple(need for need in instance.after if need in instances),
+        )
+        for name, instance in instances.items()
+    }
+    untouched = [
+        number for number, place in enumerate(kept.places) if number not in numbers and place != plans.NO_PLACE
+    ]
+    if any(kept.names[number] not in memory.steps for number in untouched):
+        return None
+    planned = kept.planned(instances)
+    return Part(written, kept, planned, kept.plan(order), untouched, seen, memory, Everything(kept))
+
+
+def fresh(part: Part, number: int) -> StepFinished:
+    """The event of an instance that is fresh, as the full build would tell it."""
+    import marshal
+
+    name = part.kept.names[number]
+    remembered: Remembered = part.memory.steps[name]
+    place, needs = marshal.loads(part.kept.places[number])
+    return StepFinished(
+        name,
+        "fresh",
+        remembered.request_digest,
+        remembered.result_digest,
+        exit_code=0,
+        termination="exited",
+        reason="up to date",
+        outputs=part.kept.instance(number).outputs,
+        warnings=remembered.warnings,
+        place=place,
+        needs=needs,
+        record_digest=remembered.record_digest,
+    )
