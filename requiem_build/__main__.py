@@ -54,7 +54,7 @@ def _run(arguments: list[str]) -> int:
         from .cli.app import run
     except EnvironmentFault as fault:  # The hash primitive: without it there is no command line to say so.
         return _cannot_begin(fault, as_json="--json" in arguments)
-    return run(arguments)
+    return run(arguments, plain=parse_plain(arguments) is not None)
 
 
 def _cannot_begin(fault: EnvironmentFault, *, as_json: bool) -> int:

@@ -14,11 +14,11 @@ from ..engine.options import Options
 from ..engine.settings import load_settings
 from ..engine.trust import keys_of, load_trust
 from ..store.keys import LOCAL, Verifier
-from .build import parse_sets
 from .console import plain, write_bytes, write_err, write_out
 from .globals import Globals
 from .inspect import read_file
 from .output import write_file
+from .running import parse_sets
 
 
 @click.command("attest")

@@ -8,10 +8,10 @@ from ..core.request import parse_request
 from ..engine.execute import execute
 from ..engine.options import Options
 from ..engine.site import find_site, open_store, prepare_dot
-from .build import heeding_signals
 from .console import plain, write_bytes, write_err
 from .globals import Globals
 from .inspect import read_file
+from .running import heeding_signals
 
 
 @click.command()

@@ -14,9 +14,9 @@ from ..core.instance import Instance, Plan
 from ..engine import plans
 from ..engine.options import Options
 from ..engine.site import Site, find_site, question_of
-from .build import parse_sets
 from .console import plain, write_err, write_out
 from .globals import Globals
+from .running import parse_sets
 
 if TYPE_CHECKING:
     from ..core.query import Answer

@@ -16,10 +16,10 @@ from ..engine.site import Site, find_site, question_of
 from ..engine.trust import keys_of
 from ..store.keys import Verifier, available
 from ..store.layout import Store
-from .build import heeding_signals
 from .cas_store import open_view
 from .console import plain, write_err, write_out
 from .globals import Globals
+from .running import heeding_signals
 from .unpack import is_bundle, replay_file
 
 

@@ -28,9 +28,9 @@ from ..engine.trials import find_clock_library
 from ..engine.verdicts import Known, find_known, level_of, select, settled, verdict_of
 from ..store.layout import Store
 from ..store.verdicts import Verdicts
-from .build import JOBS_MAX, heeding_signals, parse_sets
 from .console import plain, write_err, write_out
 from .globals import Globals
+from .running import JOBS_MAX, heeding_signals, parse_sets
 
 SCHEMA = "requiem.reproduce/1"
 RUNS_MAX = 1000

@@ -9,10 +9,10 @@ import click
 from ..engine.lineage import trace_back
 from ..engine.options import Options
 from ..engine.sbom import bill
-from .build import parse_sets
 from .console import write_bytes
 from .globals import Globals
 from .output import write_file
+from .running import parse_sets
 
 
 @click.command("sbom")

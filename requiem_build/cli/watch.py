@@ -12,9 +12,9 @@ from ..engine import build as engine
 from ..engine.report import Report
 from ..engine.site import find_site
 from ..engine.watch import Watch, is_no_news
-from .build import keep_up, make_options, parse_sets
 from .console import Console, print_error, write_err
 from .globals import Globals
+from .running import keep_up, make_options, parse_sets
 
 
 @click.command()

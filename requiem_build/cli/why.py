@@ -10,10 +10,10 @@ import click
 
 from ..core.errors import UnknownName
 from ..core.fields import replace
-from .build import make_options, parse_sets
 from .console import plain, write_err, write_out
 from .globals import Globals
 from .inspect import read_file
+from .running import make_options, parse_sets
 
 if TYPE_CHECKING:
     from ..engine.why import Comparison, Difference, Explainer, Why

@@ -20,9 +20,7 @@ else:
     def dataclass(cls: type | None = None, **options: bool) -> Any:
         """As `dataclasses.dataclass`."""
         if options.keys() - {"frozen", "slots", "eq"}:
-            import dataclasses
-
-            return dataclasses.dataclass(cls, **options)
+            return lambda made: _by_the_library(made, options)
         return (lambda made: _process(made, **options)) if cls is None else _process(cls, **options)
 
     def field(*, default: Any = None, default_factory: Callable[[], Any] | None = None, init: bool = True) -> Any:
@@ -35,6 +33,15 @@ else:
             if name not in changes:
                 changes[name] = getattr(value, name)
         return value.__class__(**changes)
+
+
+def _by_the_library(cls: Any, options: Mapping[str, bool]) -> Any:
+    import dataclasses
+
+    for name, default in list(cls.__dict__.items()):
+        if isinstance(default, _Made):
+            setattr(cls, name, dataclasses.field(default_factory=default.make, init=default.init))
+    return dataclasses.dataclass(cls, **options)
 
 
 _NONE: Any = object()

@@ -89,7 +89,7 @@ class Request:
         return replace(self, discovered=dict(discovered))
 
 
-_FIELDS = frozenset(Request.__dataclass_fields__) | {"schema"}
+_FIELDS = frozenset(Request.__match_args__) | {"schema"}
 
 
 def parse_request(content: bytes) -> Request:
@@ -235,8 +235,8 @@ _CHOICES = {"sandbox": LEVELS, "system": SYSTEMS, "network": NETWORKS, "clock": 
 
 
 def _policy(value: object) -> Policy:
-    if not isinstance(value, dict) or value.keys() != set(Policy.__dataclass_fields__):
-        raise RequestError(f"request.policy must hold exactly {', '.join(sorted(Policy.__dataclass_fields__))}")
+    if not isinstance(value, dict) or value.keys() != set(Policy.__match_args__):
+        raise RequestError(f"request.policy must hold exactly {', '.join(sorted(Policy.__match_args__))}")
     for name, choices in _CHOICES.items():
         if value[name] not in choices:
             raise RequestError(f"request.policy.{name} {value[name]!r} is none of {', '.join(choices)}")

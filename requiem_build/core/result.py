@@ -107,7 +107,7 @@ def make_result(
     return Result(request.digest, exit_code, termination, stdout, stderr, dict(outputs), object_digest(trace))
 
 
-_RESULT_FIELDS = frozenset(Result.__dataclass_fields__) | {"schema"}
+_RESULT_FIELDS = frozenset(Result.__match_args__) | {"schema"}
 
 
 def parse_result(content: bytes) -> Result:
@@ -191,7 +191,7 @@ class Record:
         return canonical.encode_plain(self.as_json())
 
 
-_RECORD_FIELDS = frozenset(Record.__dataclass_fields__) | {"schema"}
+_RECORD_FIELDS = frozenset(Record.__match_args__) | {"schema"}
 
 
 def parse_record(value: Any) -> Record:

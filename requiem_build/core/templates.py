@@ -86,7 +86,7 @@ def seen_from(path: str, cwd: str) -> Value:
 
 def late_json(recipe: Recipe, used: frozenset[str]) -> str:
     """A recipe as JSON, with those variables that its command speaks of."""
-    fields = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__}
+    fields = {name: getattr(recipe, name) for name in Recipe.__match_args__}
     fields["variables"] = {name: value for name, value in recipe.variables.items() if name in used}
     return json.dumps(fields, ensure_ascii=False, sort_keys=True)
 

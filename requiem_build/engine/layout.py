@@ -12,6 +12,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
@@ -46,7 +47,7 @@ class Layout:
         self._stamps = stamps
         self._blobs = blobs
         self._made = dict(made)
-        self._declared = {unescape(path): name for path, name in declared.items() if not is_pattern(path)}
+        self._all_declared = declared
         self._owner: dict[str, str] = {}
         self._warn = warn
         self._counter = 0
@@ -93,10 +94,14 @@ class Layout:
             self._made[path] = entry
             self._owner[path] = name
         for path in previous:
-            another = self._owner.get(path) or self._declared.get(path)
-            if path not in outputs and another in (None, name):
+            if path not in outputs and (self._owner.get(path) or self._declared.get(path)) in (None, name):
                 changed |= self.remove(path)
         return changed
+
+    @cached_property
+    def _declared(self) -> Mapping[str, str]:
+        """Every plain output that the manifest declares -> its maker."""
+        return {unescape(path): name for path, name in self._all_declared.items() if not is_pattern(path)}
 
     def make_room(self, paths: Iterable[str]) -> None:
         """Takes away or moves aside what stands at outputs' paths, for a step that runs right here."""

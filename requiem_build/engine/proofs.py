@@ -118,7 +118,7 @@ class Proofs:
                 yield f"a signature of its record is {seen.state}"
 
     def _check_path_set(self, name: str, request: Request, record: Record) -> Iterator[Problem]:
-        asked = Request(**{**{f: getattr(request, f) for f in Request.__dataclass_fields__}, "discovered": None})
+        asked = Request(**{**{f: getattr(request, f) for f in Request.__match_args__}, "discovered": None})
         sets = self.store.records.path_sets(asked.digest)
         if len(sets) < PATH_SETS_MAX and (record.discovered or ()) not in sets:
             place = f"records/paths/{asked.digest[:2]}/{asked.digest}"

@@ -20,6 +20,8 @@ SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HO
 
 
 STAMP_BYTES = 40
+seen: list[tuple[tuple[object, ...], bytes]] = []
+"""What was written down and the stamps found instead, if anything differed: who looks closer need not look again."""
 
 
 def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[object, ...]:
@@ -58,7 +60,9 @@ def nothing_to_do(
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.chdir(root)  # Looking at a relative path is a fifth cheaper.
-        if stamps_now(inside) + stamps_now(outside) != stamps:
+        now = stamps_now(inside)
+        if now + stamps_now(outside) != stamps:
+            seen.append((value, now))
             return None
         if any(map(os.path.lexists, absent)):
             return None

@@ -174,7 +174,7 @@ def _document(member: Member, content: bytes) -> tuple[Request, Result, Record] 
         if member.name.startswith("records/"):
             return _parse_kept(content)
         value = json.loads(content)
-        run = Run(**{name: value[name] for name in Run.__dataclass_fields__})
+        run = Run(**{name: value[name] for name in Run.__match_args__})
         if run.encoded != content or f"runs/{run.run}" != member.name:
             raise RequestError("a run is not what its name says")
         return run

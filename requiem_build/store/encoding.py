@@ -77,7 +77,7 @@ def _parse(content: bytes) -> Meta:
         value = canonical.parse(content)
     except RequestError as error:
         raise Malformed(f"its metadata is not JSON: {error.what}") from error
-    if not isinstance(value, dict) or value.keys() != set(Meta.__dataclass_fields__):
+    if not isinstance(value, dict) or value.keys() != set(Meta.__match_args__):
         raise Malformed("its metadata has other fields than it must")
     if value["encoding"] not in (IDENTITY, ZSTD):
         raise Malformed(f"its encoding is unknown: {str(value['encoding'])[:20]!r}")
