@@ -8,7 +8,7 @@ It runs in a worker thread and knows nothing of order: the schedule has seen to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Set
 from contextlib import suppress
 from typing import Any
 
@@ -93,9 +93,15 @@ class Performer:
     """Told each step's request, and what `discover` offers to it, before it is answered."""
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
+    lost: Set[str] = frozenset()
+    """Steps of which nothing but outputs is known to have changed: their requests are what they were."""
+    looked_at: Container[str] = frozenset()
+    """With `lost`: all other steps are as they were."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     """The outputs of each step that has ended and that another waited for."""
     _flights: Flights = field(default_factory=Flights)
+    _as_before: set[str] = field(default_factory=set)
+    """Of those that were looked at, the ones that have what they had."""
 
     def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
         """The step's outcome if it is quickly had; else what is left to do, for a worker."""
@@ -103,12 +109,18 @@ class Performer:
         made = {need: outcome.outputs for need, outcome in needed.items()}
         self.known.update(made)
         known = all(outcome.known for outcome in needed.values())
+        as_before = self._waits_for_nothing_new(instance)
         if instance.is_group:
+            if as_before:
+                self._as_before.add(name)
             merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
             return Outcome(True, merged, None, known=known)
         if not known:
             finished = self._finished(instance, "unknown", reason="it waits for a miss")
             return Outcome(True, {}, finished, known=False)
+        restored = self._recovered(instance) if as_before and name in self.lost else None
+        if restored is not None:
+            return restored
         if self._is_heavy(instance, made):
             return lambda: self._perform(instance, made)
         try:
@@ -269,13 +281,34 @@ class Performer:
             if self.dry_run or not self._restore(instance, remembered):
                 return None
             state = "hit"
+        return self._as_remembered(instance, remembered, state)
+
+    def _waits_for_nothing_new(self, instance: Instance) -> bool:
+        return bool(self.lost) and all(
+            need in self._as_before or need not in self.looked_at for need in (*instance.needs, *instance.after)
+        )
+
+    def _recovered(self, instance: Instance) -> Outcome | None:
+        """A lost step's outputs, from the store and without its request: by induction that is the remembered one."""
+        remembered = self.memory.steps.get(instance.name)
+        if remembered is None or remembered.trust != self.trust or remembered.variant != self.variant:
+            return None
+        try:
+            if not self._restore(instance, remembered):
+                return None
+        except (CorruptObject, MissingObject):  # Lost since it was looked for: it is made again.
+            return None
+        return self._as_remembered(instance, remembered, "hit")
+
+    def _as_remembered(self, instance: Instance, remembered: Remembered, state: StepState) -> Outcome:
+        self._as_before.add(instance.name)
         return Outcome(
             True,
             remembered.outputs,
             self._finished(
                 instance,
                 state,
-                request.digest,
+                remembered.request_digest,
                 remembered.result_digest,
                 exit_code=0,
                 termination="exited",

@@ -127,6 +127,45 @@ def test_a_lost_or_changed_output_leads_to_its_maker(settled: Project) -> None:
     assert settled.read("out/a.sum") == "a\n" and settled.read("out/last.txt") == "8\nrun\nme\n"
 
 
+SINGLE = ("a.sum", "b.sum", "c.sum", "d.sum", "all.txt", "last.txt", "reads.txt", "fed.txt")
+
+
+def lose(project: Project, *names: str) -> None:
+    for name in names:
+        os.unlink(project.root / "out" / name)
+
+
+def test_lost_outputs_come_back_whatever_waits_for_them(settled: Project) -> None:
+    before = {name: settled.read(f"out/{name}") for name in SINGLE}
+    lose(settled, *SINGLE)
+    assert "built: 8 hit, 1 fresh" in brief(settled)
+    assert {name: settled.read(f"out/{name}") for name in SINGLE} == before
+    assert looked_at(settled) == set()
+    assert settled.run("replay").code == 0
+    assert settled.build(env={"WHO": "me"}).counts == {"fresh": 9}
+
+
+def test_a_lost_output_below_a_step_that_gives_another_result_is_made_anew(settled: Project) -> None:
+    lose(settled, "all.txt", "last.txt", "b.sum")
+    settled.write("src/a.txt", "longer\n")
+    assert "built: 3 ran, 1 hit, 5 fresh" in brief(settled)
+    assert settled.read("out/last.txt") == "13\nrun\nme\n" and settled.read("out/b.sum") == "b\n"
+    lose(settled, "last.txt")
+    settled.write("run.sh", "changed\n")
+    brief(settled)
+    assert settled.read("out/last.txt") == "13\nchanged\nme\n"
+
+
+def test_a_lost_output_that_the_store_has_not_either_is_made_again(settled: Project) -> None:
+    lose(settled, *SINGLE)
+    found = settled.run("cas", "put", "src/a.txt").out.strip()  # What a.sum holds too.
+    objects = settled.root / ".cas/v2/objects" / found[:2] / found[2:4]
+    shutil.rmtree(objects)
+    assert "1 ran" in brief(settled)
+    assert settled.read("out/a.sum") == "a\n" and settled.read("out/last.txt") == "8\nrun\nme\n"
+    assert settled.build(env={"WHO": "me"}).counts == {"fresh": 9}
+
+
 def test_what_a_plan_rests_on_is_for_the_full_build(settled: Project) -> None:
     def after(change: Callable[[], object]) -> set[str] | None:
         before = settled.read("requiem.toml")
