@@ -157,7 +157,7 @@ def _seen_at_the_door(written: noop.Written) -> bytes | None:
     """
     for value, stamps in quick.seen:
         if value[: len(written.__match_args__)] == tuple(getattr(written, name) for name in written.__match_args__):
-            return stamps
+            return stamps or None
     return None
 
 
