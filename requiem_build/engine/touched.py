@@ -41,6 +41,8 @@ class Part:
     """The instances that are fresh, by their number in the plan, without groups."""
     seen: dict[str, Stamp]
     """Paths that changed and lead to no step: touched, or looked at and found to be the same. With their new stamps."""
+    changed: Mapping[str, Stamp]
+    """Every path with another stamp than was written down, and that stamp."""
     memory: Memory
     everything: Mapping[str, Instance] = field(default_factory=dict)
 
@@ -48,6 +50,10 @@ class Part:
     def total(self) -> int:
         own = sum(not instance.is_group for instance in self.planned.plan.instances.values())
         return len(self.untouched) + own
+
+    def stamp(self, root: str, path: str) -> Stamp | None:
+        """What a path had when it was decided what to look at."""
+        return self.changed.get(path) or self.written.stamp(root, path)
 
     def outputs(self, name: str) -> Mapping[str, Entry]:
         """What an instance that is fresh has made; a group, what its members have."""
@@ -187,7 +193,7 @@ def _part(
         seen |= {path: stamp for path, (stamp, _, _) in rested.items()}
     if not evidence.kinds_hold({path: kept.kinds[path] for path in changed if path in kept.kinds}):
         return None
-    return _reach(written, kept, affected, seen, memory)
+    return _reach(written, kept, affected, seen, changed, memory)
 
 
 def _readers(kept: plans.Kept, name: str) -> list[int]:
@@ -211,7 +217,12 @@ def _is_same(root: str, stamps: Stamps, written: noop.Written, path: str) -> boo
 
 
 def _reach(
-    written: noop.Written, kept: plans.Kept, affected: Iterable[int], seen: dict[str, Stamp], memory: Memory
+    written: noop.Written,
+    kept: plans.Kept,
+    affected: Iterable[int],
+    seen: dict[str, Stamp],
+    changed: Mapping[str, Stamp],
+    memory: Memory,
 ) -> Part | None:
     """The affected instances, all that wait for them, and the groups that any of these needs."""
     numbers = set(affected)
@@ -237,7 +248,7 @@ def _reach(
     if any(kept.names[number] not in memory.steps for number in untouched):
         return None
     planned = kept.planned(instances)
-    return Part(written, kept, planned, kept.plan(order), untouched, seen, memory, Everything(kept))
+    return Part(written, kept, planned, kept.plan(order), untouched, seen, changed, memory, Everything(kept))
 
 
 def fresh(part: Part, number: int) -> StepFinished:

@@ -328,6 +328,47 @@ def test_what_is_edited_while_a_brief_build_runs_is_looked_at_next_time(project:
         assert looked_at(project) == set()
 
 
+@pytest.mark.parametrize("is_brief", [False, True], ids=["full", "brief"])
+def test_what_one_step_read_before_an_edit_and_another_after_it_is_stale(project: Project, is_brief: bool) -> None:
+    there = project.base
+    project.manifest(f"""
+        [steps.first]
+        command = "cat shared.txt > first.txt"
+        inputs = ["shared.txt"]
+        outputs = ["first.txt"]
+        [steps.slow]
+        command = "touch {there}/begun; while [ ! -e {there}/go ]; do sleep 0.01; done; cat in.txt > slow.txt"
+        inputs = ["in.txt", "first.txt"]
+        outputs = ["slow.txt"]
+        sandbox = "process"
+        [steps.second]
+        command = "cat shared.txt slow.txt > second.txt"
+        inputs = ["shared.txt", "slow.txt"]
+        outputs = ["second.txt"]
+    """)
+    project.write("in.txt", "0\n")
+    project.write("shared.txt", "old\n")
+    if is_brief:
+        (there / "go").touch()
+        brief(project)
+        (there / "go").unlink()
+        (there / "begun").unlink()
+        project.write("in.txt", "1\n")
+        assert looked_at(project) == {"slow", "second"}
+    with project.start("build", env={"WHO": "me"}) as process:
+        while not (there / "begun").exists():
+            assert process.poll() is None
+        project.write("shared.txt", "newer\n")
+        (there / "go").touch()
+        process.communicate(timeout=60)
+    assert project.read("first.txt") == "old\n"
+    assert project.read("second.txt").startswith("newer\n")
+    brief(project)
+    assert project.read("first.txt") == "newer\n"
+    brief(project)
+    assert looked_at(project) == set()
+
+
 # The full build is the judge
 
 
