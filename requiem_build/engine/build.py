@@ -227,6 +227,7 @@ class _Run:
             keep=blobs.hold,
             fine=tells_changes_apart(os.path.join(site.dot, "tmp")),
             device=os.stat(site.root).st_dev,
+            expected=partial(self.part.stamp, site.root) if self.part is not None else lambda _: None,
         )
         workspace = Workspace(site.root, stamps, blobs)
         layout = Layout(

@@ -42,6 +42,8 @@ class Part:
     """The instances that are fresh, by their number in the plan, without groups."""
     seen: dict[str, Stamp]
     """Paths that changed and lead to no step: touched, or looked at and found to be the same. With their new stamps."""
+    changed: Mapping[str, Stamp]
+    """Every path with another stamp than was written down, and that stamp."""
     memory: Memory
     lost: frozenset[str] = frozenset()
     """Those of whose own paths only outputs are gone: nothing that they read."""
@@ -51,6 +53,10 @@ class Part:
     def total(self) -> int:
         own = sum(not instance.is_group for instance in self.planned.plan.instances.values())
         return len(self.untouched) + own
+
+    def stamp(self, root: str, path: str) -> Stamp | None:
+        """What a path had when it was decided what to look at."""
+        return self.changed.get(path) or self.written.stamp(root, path)
 
     def outputs(self, name: str) -> Mapping[str, Entry]:
         """What an instance that is fresh has made; a group, what its members have."""
@@ -160,7 +166,7 @@ def _seen_at_the_door(written: noop.Written) -> bytes | None:
     """
     for value, stamps in quick.seen:
         if value[: len(written.__match_args__)] == tuple(getattr(written, name) for name in written.__match_args__):
-            return stamps
+            return stamps or None
     return None
 
 
@@ -193,7 +199,7 @@ def _part(
         seen |= {path: stamp for path, (stamp, _, _) in rested.items()}
     if not evidence.kinds_hold({path: kept.kinds[path] for path in changed if path in kept.kinds}):
         return None
-    return _reach(written, kept, affected, lost - affected, seen, memory)
+    return _reach(written, kept, affected, lost - affected, seen, changed, memory)
 
 
 def _readers(kept: plans.Kept, name: str) -> list[int]:
@@ -222,6 +228,7 @@ def _reach(
     affected: Iterable[int],
     lost: Set[int],
     seen: dict[str, Stamp],
+    changed: Mapping[str, Stamp],
     memory: Memory,
 ) -> Part | None:
     """The affected and lost instances, and all that wait for them."""
@@ -249,7 +256,7 @@ def _reach(
         return None
     planned = kept.planned(instances)
     names = frozenset(kept.names[number] for number in lost)
-    return Part(written, kept, planned, kept.plan(order), untouched, seen, memory, names, Everything(kept))
+    return Part(written, kept, planned, kept.plan(order), untouched, seen, changed, memory, names, Everything(kept))
 
 
 def fresh(part: Part, number: int) -> StepFinished:
