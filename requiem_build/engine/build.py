@@ -17,7 +17,7 @@ from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.fields import dataclass
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
-from ..core.instance import Plan
+from ..core.instance import Instance, Plan
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -36,6 +36,7 @@ from .owning import foreign_owner, refuse_tracked, remove_vanished
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
+from .secrets import Secrets, check_environment
 from .site import (
     Site,
     boot_sandbox,
@@ -52,7 +53,7 @@ from .site import (
     working_store,
 )
 from .stamps import Stamps, tells_changes_apart
-from .step import INTERRUPTED, Outcome, Performer
+from .step import INTERRUPTED, Outcome, Performer, why_not_remembered
 from .surroundings import Surroundings
 from .upkeep import Upkeep
 from .workspace import Workspace
@@ -141,6 +142,7 @@ class _Run:
         self.trust = trust_of(site, options)
         self.part: touched.Part | None = None
         """What must be looked at, if that is not all of the plan."""
+        self.secrets = Secrets(options.environment, site.settings.secrets)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -249,6 +251,7 @@ class _Run:
         )
         if not options.dry_run:
             refuse_tracked(site.root, plan, self._made(), layout)
+            self._check_environment()
         gc.freeze()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
@@ -293,6 +296,25 @@ class _Run:
             )
         self.emit(Warned(who))
 
+    def _check_environment(self) -> None:
+        """Raises UnknownName for a variable or a secret that a step cannot do without."""
+
+        def must_run(instance: Instance) -> bool:
+            if self.options.cache not in ("rw", "ro"):
+                return True
+            level = self.options.sandbox or self.site.settings.sandbox or instance.policy.sandbox
+            return bool(why_not_remembered(instance, level))
+
+        instances = self.planned.plan.instances.values()
+        concerned = [instance for instance in instances if instance.pass_env or instance.secrets]
+        check_environment(
+            concerned,
+            self.options.environment,
+            self.secrets,
+            must_run=must_run,
+            warn=lambda text: self.emit(Warned(text)),
+        )
+
     # Schedule
 
     @contextmanager
@@ -311,6 +333,7 @@ class _Run:
             list_undeclared=self.options.verbose,
             maker=self._maker,
             admit=admission or nullcontext,
+            secrets=self.secrets.values,
         )
         try:
             yield executor
@@ -384,6 +407,7 @@ class _Run:
             explain=self._explain,
             asked=self.asked,
             known={} if self.part is None else touched.Outcomes(self.part),
+            environment=self.options.environment,
         )
 
     def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:

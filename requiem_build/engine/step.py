@@ -51,6 +51,17 @@ class Outcome:
 Rest = Callable[[], Outcome]
 
 
+def why_not_remembered(instance: Instance, level: str) -> str:
+    """Empty for a step whose result is remembered."""
+    if not instance.cache:
+        return "cache = false: it runs each time"
+    if level == "none":
+        return "sandbox none: it runs each time"
+    if instance.policy.network == "host" and not instance.lock:
+        return 'network = "host" without lock: it runs each time'
+    return ""
+
+
 class _Once:
     """A text that is found when it is first asked for: why a step runs is costly to say, and a hit need not know."""
 
@@ -97,6 +108,8 @@ class Performer:
     """Steps of which nothing but outputs is known to have changed: their requests are what they were."""
     looked_at: Container[str] = frozenset()
     """With `lost`: all other steps are as they were."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The caller's: a variable that a step lacks and that is there is named."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     """The outputs of each step that has ended and that another waited for."""
     _flights: Flights = field(default_factory=Flights)
@@ -214,7 +227,7 @@ class Performer:
         offered = self._offered(instance, made)
         if self.asked is not None:
             self.asked(instance.name, asked.request, offered)
-        refusal = self._why_not_remembered(instance, asked.request)
+        refusal = why_not_remembered(instance, asked.request.policy.sandbox)
         if self.use_cache and not refusal:
             fresh = self._fresh(instance, asked.request, offered)
             if fresh is not None:
@@ -256,15 +269,6 @@ class Performer:
                 if not path.endswith("/") and matches_any(instance.discover, path):
                     offered[path] = entry
         return offered
-
-    def _why_not_remembered(self, instance: Instance, request: Request) -> str:
-        if not instance.cache:
-            return "cache = false: it runs each time"
-        if request.policy.sandbox == "none":
-            return "sandbox none: it runs each time"
-        if request.policy.network == "host" and not instance.lock:
-            return 'network = "host" without lock: it runs each time'
-        return ""
 
     # Fresh: nothing to do, the workspace is already right
 
@@ -501,7 +505,12 @@ class Performer:
             return ()
         text = (ran.stderr + b"\n" + ran.stdout).decode("utf-8", "replace") + "\n" + ran.failure
         return hints.for_failure(
-            instance, text, self.workspace.root, visible={*inputs.entries, *offered}, request=built.request
+            instance,
+            text,
+            self.workspace.root,
+            visible={*inputs.entries, *offered},
+            request=built.request,
+            environment=self.environment,
         )
 
     # Why

@@ -338,7 +338,6 @@ def test_a_chain_of_many_templates_needs_no_recursion() -> None:
         'random = "seeded"',
         'system = "packages"',
         "persistent = true",
-        'secrets = ["a"]',
         'ready = "x"',
     ],
 )
