@@ -63,7 +63,7 @@ def _base64(plain: bytes) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class Masker:
-    """The secrets of one step, by name. `tail` is how many bytes beyond a cut must be known to mask what straddles it."""
+    """The secrets of one step, by name. `tail`: how many bytes beyond a cut it takes to mask what is cut."""
 
     values: Mapping[str, str] = field(repr=False)
     _spelled: tuple[tuple[bytes, str], ...] = field(init=False, repr=False)

@@ -32,7 +32,7 @@ from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
 from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
-from .owning import foreign_owner, refuse_tracked, remove_vanished
+from .owning import foreign_owner, refuse_behind_links, refuse_tracked, remove_vanished
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
@@ -251,6 +251,7 @@ class _Run:
         )
         if not options.dry_run:
             refuse_tracked(site.root, plan, self._made(), layout)
+            refuse_behind_links(site.root, plan)
             self._check_environment()
         gc.freeze()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:

@@ -18,7 +18,7 @@ from .surroundings import required_names
 
 
 class Secrets:
-    """`environment` comes first; then the user's configuration, which names a file for each: `[secrets] NAME = "~/x"`."""
+    """`environment` comes first, then `files`: what the user's configuration names, `[secrets] NAME = "~/x"`."""
 
     def __init__(self, environment: Mapping[str, str], files: Mapping[str, Any]) -> None:
         self._environment = environment

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
-from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
+from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, UsageError
 from ..core.fields import dataclass
 from ..core.request import Request
 from ..sandbox.base import Sandbox
@@ -52,10 +52,21 @@ class Site:
 
 def find_site(options: Options) -> Site:
     root, manifest = find_workspace(options.start, options.manifest)
+    _refuse_link(os.path.join(root, DOT))
     home = sealed.cache_home(options.environment)
     return Site(
         root, manifest, os.path.join(root, DOT), home, sealed.seal_key(home), load_settings(options.environment)
     )
+
+
+def _refuse_link(path: str) -> None:
+    """What Requiem empties and overwrites is its own only where it lies in the workspace itself."""
+    if os.path.islink(path):
+        raise UsageError(
+            f'"{path}" is a symlink, and Requiem writes to no other place than the workspace',
+            facts=[("leads to", os.readlink(path))],
+            hint=f"rm {path}: what it holds can be made again",
+        )
 
 
 def host_platform() -> dict[str, str]:
@@ -173,6 +184,8 @@ def can_write(site: Site) -> bool:
 
 def prepare_dot(dot: str) -> None:
     """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
+    for name in ("tmp", "staged", "displaced", STAND_IN):
+        _refuse_link(os.path.join(dot, name))
     try:
         os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
         ignore = os.path.join(dot, ".gitignore")

@@ -314,7 +314,7 @@ class LocalExecutor:
 
 
 def confide(job: Job, masker: Masker | None) -> Job:
-    """The job with its secrets, and with as much more of its output kept as it takes to mask what the cut goes through."""
+    """The job with its secrets, and with so much more of its output as it takes to mask what the cut goes through."""
     if masker is None:
         return job
     env = {**job.env, **masker.values}
