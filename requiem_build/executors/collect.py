@@ -15,7 +15,7 @@ from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, make_tree
 from ..core.fields import dataclass, field
 from ..core.patterns import compile_pattern, is_pattern, unescape
-from ..core.policy import WORKSPACE
+from ..core.policy import WORKSPACE, line_of
 from ..core.secrecy import Masker
 from ..store.objects import Packing
 from ..store.packs import OBJECT_MAX
@@ -130,7 +130,7 @@ class Collector:
     def _account(self, found: os.stat_result, path: str) -> None:
         self._size += found.st_size
         if self.size_max is not None and self._size > self.size_max:
-            raise NotCollected(f'outputs are larger than output_size, {self.size_max} bytes: "{path}"', "output_size")
+            raise NotCollected(f'hit its limit: {line_of("output_size", self.size_max)}, at "{path}"', "output_size")
 
     def _checked_target(self, path: str, target: str) -> str:
         try:

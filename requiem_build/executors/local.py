@@ -344,9 +344,9 @@ def describe(finished: Finished, limits: Limits) -> str:
         case "signaled":
             return f"killed by {signal_name(finished.signal)}"
         case "timeout":
-            return f"timed out after {(limits.timeout_ms or 0) / 1000:g} s"
+            return f"timed out after {(limits.timeout_ms or 0) / 1000:g} s: {limits.line('timeout')}"
         case other:
-            return f"hit its limit: {other}"
+            return f"hit its limit: {limits.line(other)}"
 
 
 def signal_name(number: int | None) -> str:

@@ -18,7 +18,7 @@ from ..core.policy import HOME, WORKSPACE
 from .attendant import Attendant
 from .base import Finished, Job
 from .ending import name_ending
-from .layout import plan_rlimits
+from .layout import plan_ceilings, plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
 from .seccomp import make_filter
 from .view import (
@@ -234,6 +234,7 @@ def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) 
         "env": dict(job.env) if here is STILL else perturbed_environment(job.env, here),
         "cwd": here.workspace if job.cwd == "." else f"{here.workspace}/{job.cwd}",
         "rlimits": plan_rlimits(job.limits),
+        "ceilings": plan_ceilings(job.limits),
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,
     }

@@ -21,7 +21,7 @@ from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Lim
 from .attendant import Attendant
 from .base import Finished, Job, Staged
 from .ending import name_ending
-from .layout import plan_directories, plan_rlimits
+from .layout import plan_ceilings, plan_directories, plan_rlimits
 from .processes import GRACE_S
 
 _INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
@@ -52,11 +52,11 @@ class ProcessSandbox:
             "fixed_environment": True,
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
-            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "timeout"],
+            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout"],
             "not_promised": [
                 "files outside the inputs are hidden",
                 "files of the host are read-only",
-                "limits of processes and tmp",
+                "a limit of tmp",
                 "network is closed",
                 "pid, uid and host name are constant",
             ],
@@ -77,11 +77,12 @@ class ProcessSandbox:
                     "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
                     "stdin": self._stdin(job),
                     "rlimits": plan_rlimits(limits),
+                    "ceilings": plan_ceilings(job.limits),
                     "timeout_ms": limits.timeout_ms,
                     "max_output_bytes": job.max_output_bytes,
                 }
             )
-            finished = name_ending(answer[1], limits, workspace)
+            finished = name_ending(answer[1], job.limits, workspace)
         except BaseException:
             os.close(workspace)
             raise

@@ -55,10 +55,10 @@ class Serving:
                 return
             for stream in streams:
                 stream.close_writer()
-            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams)
+            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams, job["ceilings"])
             reply = watch.follow(job["timeout_ms"])
             reply["changed"] = staging.changed()
-            reply["tmp_full"] = is_full(staging.tmp)
+            reply["tmp_full"] = is_full(staging.tmp) or is_full(staging.shared)
             self.channel.send(("ended", reply), staging.workspace)
         finally:
             for stream in streams:
@@ -69,7 +69,7 @@ class Serving:
 
 def is_full(directory: int) -> bool:
     seen = os.fstatvfs(directory)
-    return seen.f_blocks > 0 and seen.f_bavail * seen.f_frsize < 65536
+    return seen.f_blocks > 0 and (seen.f_bavail * seen.f_frsize < 65536 or seen.f_favail == 0)
 
 
 def cause(error: BaseException) -> tuple[int, str]:

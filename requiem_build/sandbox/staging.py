@@ -44,6 +44,7 @@ class Staging:
         self.places: dict[str, int] = {}
         self.workspace = -1
         self.tmp = -1
+        self.shared = -1
         self.stdin = boot.null
         self.pid = 0
 
@@ -153,6 +154,9 @@ class Preparation(Staging):
     def watch_tmp(self, path: str) -> None:
         self.tmp = os.open(path, _DIRECTORY)
 
+    def watch_shared(self, path: str) -> None:
+        self.shared = os.open(path, _DIRECTORY)
+
     def attach(self, slot: int, target: str) -> None:
         descriptor = self.slots.pop(slot)
         self._make_place(target, stat.S_ISDIR(os.fstat(descriptor).st_mode))
@@ -244,7 +248,7 @@ class Preparation(Staging):
 
     def release(self) -> None:
         """Gives back every descriptor that the view needed."""
-        for descriptor in (*self.slots.values(), self.ruleset, self.tmp):
+        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.workspace >= 0:

@@ -18,7 +18,7 @@ from ..core.fields import dataclass, field
 from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
-from .layout import plan_directories
+from .layout import plan_ceilings, plan_directories
 from .perturbation import STILL, Perturbation, placed
 
 Operation = tuple[Any, ...]
@@ -261,7 +261,7 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
         for what in shown.values():
             what.files.reverse()
     borrowed, attached = _plan_areas(shown, here)
-    tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
+    tmp = _tmp_options(job.limits.tmp_bytes)
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
@@ -270,11 +270,21 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", here.home, 0o755),
-        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp", "/dev/shm"), here),
+        *plan_staging(
+            job,
+            (*attached, ("tmpfs", "/dev/shm", tmp), ("watch_shared", "/dev/shm")),
+            (here.home, "/tmp", "/dev/shm"),
+            here,
+        ),
     ]
     if landlock:
         plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))
     return plan + _plan_perturbation(here)
+
+
+def _tmp_options(size: int | None) -> str:
+    """Of /tmp and of /dev/shm. Names take memory too: as many as there would be of files of 1 KiB."""
+    return "mode=1777" if size is None else f"mode=1777,size={size},nr_inodes={max(1024, size // 1024)}"
 
 
 def plan_staging(
@@ -306,6 +316,8 @@ def plan_staging(
 def fits_one_view(job: Job) -> bool:
     """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
     if job.fresh or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
+        return False
+    if plan_ceilings(job.limits):  # A worker that gave up its rights does not see what a step hides in /proc.
         return False
     if any(item.source is not None for item in job.staged):
         return False
