@@ -76,7 +76,7 @@ class LocalExecutor:
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
         masker = self._masker(request)
-        job = confide(self._job(request, offered, limits), masker)
+        job = confide(self.job(request, offered, limits), masker)
         self._turns.get()
         try:
             with self._admit():
@@ -151,7 +151,8 @@ class LocalExecutor:
 
     # Request -> job
 
-    def _job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
+    def job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
+        """What a sandbox is asked to do, without the values of secrets. Raises MissingObject."""
         staged: dict[str, Staged] = {}
         for path, entry in (*request.inputs.items(), *((p, e.as_input()) for p, e in offered.items())):
             for item in self._stage(path, entry):

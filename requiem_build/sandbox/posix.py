@@ -28,6 +28,15 @@ _INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
 
 _Stamp = tuple[int, int, int, int, int]
 
+NOT_PROMISED = (
+    "files outside the inputs are hidden",
+    "files of the host are read-only",
+    "a limit of tmp",
+    "network is closed",
+    "pid, uid and host name are constant",
+)
+"""What only `strict` does."""
+
 
 class ProcessSandbox:
     """`scratch` is a directory for this sandbox alone; it is emptied before each job and removed by `close`.
@@ -53,13 +62,7 @@ class ProcessSandbox:
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
             "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout"],
-            "not_promised": [
-                "files outside the inputs are hidden",
-                "files of the host are read-only",
-                "a limit of tmp",
-                "network is closed",
-                "pid, uid and host name are constant",
-            ],
+            "not_promised": list(NOT_PROMISED),
         }
 
     def run(self, job: Job) -> Finished:
