@@ -8,11 +8,12 @@ import sys
 import click
 
 from .. import __version__
-from ..sandbox.probe import Capability, probe
+from ..engine.settings import load_settings
+from ..sandbox.probe import Capability, probe, probe_limits
 from .console import plain, wants_color, write_out
 from .globals import Globals
 
-OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths"})
+OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths", "limits by cgroup"})
 """What strict does without where the kernel lacks it; the record says so."""
 
 
@@ -25,7 +26,7 @@ def is_required(item: Capability) -> bool:
 def command(context: click.Context) -> int:
     """Boot the sandbox and say, item by item, what is in force, and how to get what is not."""
     shared: Globals = context.obj
-    found = probe()
+    found = [*probe(), probe_limits(load_settings(shared.environment).cgroup)]
     strict = all(item.in_force for item in found if is_required(item))
     if shared.json:
         answer = {

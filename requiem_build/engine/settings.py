@@ -12,6 +12,7 @@ from ..core.policy import DURABILITIES, LEVELS
 
 _KEYS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "store": {"path": (str,), "durability": (str,), "max_size": (str, int)},
+    "limits": {"cgroup": (str,)},
     "build": {"jobs": (int,), "max_load": (float, int), "min_memory": (str,), "mode": (str,), "sandbox": (str,)},
 }
 _OPEN_TABLES = ("roots", "secrets", "trust")
@@ -32,6 +33,8 @@ class Settings:
     sandbox: str | None = None
     roots: Mapping[str, Any] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
+    cgroup: str | None = None
+    """A cgroup v2 directory of the user's own, in which limits of memory and processes are held."""
     secrets: Mapping[str, Any] = field(default_factory=dict)
     """Name -> the file that holds the value."""
 
@@ -82,6 +85,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         roots=value.get("roots", {}),
         trust=value.get("trust", {}),
         secrets=value.get("secrets", {}),
+        cgroup=_cgroup(value.get("limits", {}).get("cgroup"), path),
     )
 
 
@@ -103,6 +107,12 @@ def _read(path: str) -> dict[str, Any]:
         raise EnvironmentFault(
             "the user's configuration cannot be read", facts=[("configuration", path), ("cause", error.strerror or "")]
         ) from error
+
+
+def _cgroup(value: str | None, path: str) -> str | None:
+    if value is not None and not value.startswith("/"):
+        raise UsageError(f"limits.cgroup is {value!r}, not an absolute path", facts=[("configuration", path)])
+    return value
 
 
 def _size_max(value: int | str | None, path: str) -> int | None:

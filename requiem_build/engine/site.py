@@ -23,6 +23,7 @@ from .settings import Settings, load_settings
 from .workspace import DOT, Files, find_workspace
 
 if TYPE_CHECKING:
+    from ..sandbox.cgroups import Cgroups
     from ..sandbox.perturbation import Perturbation
 
 if TYPE_CHECKING:
@@ -213,6 +214,14 @@ def _is_gone(store: Store, error: SandboxUnavailable) -> bool:
     return any("ENOENT" in told and str(root) in told for _, told in error.facts for root in store.roots)
 
 
+def _cgroups(site: Site) -> Cgroups | None:
+    if site.settings.cgroup is None:
+        return None
+    from ..sandbox.cgroups import Cgroups
+
+    return Cgroups(site.settings.cgroup)
+
+
 def boot_sandbox(
     request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None = None
 ) -> Sandbox:
@@ -232,6 +241,7 @@ def boot_sandbox(
                     store=str(store.root),
                     network=request.policy.network,
                     perturbation=perturbation or STILL,
+                    cgroups=_cgroups(site),
                 )
             except SandboxUnavailable as error:
                 if left == 0 or not _is_gone(store, error):
@@ -241,4 +251,4 @@ def boot_sandbox(
     if level == "none":
         return NoSandbox(workspace=site.root)
     # The path is part of what the step sees: the same for the same request, and no other step's.
-    return ProcessSandbox(scratch=os.path.join(site.dot, "staged", request.digest[:24]))
+    return ProcessSandbox(os.path.join(site.dot, "staged", request.digest[:24]), _cgroups(site))

@@ -11,12 +11,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.policy import HOME, WORKSPACE
 from .attendant import Attendant
 from .base import Finished, Job
+from .cgroups import Cgroups, Group, grouped, limits_held
 from .ending import name_ending
 from .layout import plan_ceilings, plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
@@ -58,6 +60,7 @@ class StrictSandbox:
         network: str = "none",
         reuse: bool = True,
         perturbation: Perturbation = STILL,
+        cgroups: Cgroups | None = None,
     ) -> None:
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
@@ -65,6 +68,7 @@ class StrictSandbox:
         assert all(path.startswith("/") for path in self._wanted)
         self._network = network
         self._here = perturbation
+        self._cgroups = cgroups
         self._reuse = reuse and perturbation == STILL
         self._host = _require_host()
         self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
@@ -104,25 +108,29 @@ class StrictSandbox:
         assert not self._closed, "this sandbox is closed"
         if job.network != self._network:
             raise EnvironmentFault(f"a step with network {job.network!r} was given a sandbox for {self._network!r}")
-        if self._reuse and fits_one_view(job):
-            attendant, answer, workspace = self._run_reused(job)
-        else:
-            attendant = self._current(job)
-            plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
-            answer, workspace = attendant.run(_message(job, plan, self._here))
+        with grouped(self._cgroups, job.limits) as (group, left):
+            attendant, answer, workspace = self._run(replace(job, limits=left), group)
+            hit = "" if group is None else group.hit()
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
                 "the sandbox could not be made ready for a step",
                 facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
             )
-        finished = name_ending(answer[1], job.limits, workspace)
+        finished = name_ending({**answer[1], "hit": hit or answer[1].get("hit", "")}, job.limits, workspace)
         if finished.changed:
             staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
             finished.changed = tuple(path for path in finished.changed if path in staged)
-        finished.protection = self._protection(attendant)
+        finished.protection = {**self._protection(attendant), **limits_held(job.limits, group)}
         finished.on_close = attendant.clean
         return finished
+
+    def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
+        if self._reuse and fits_one_view(job) and group is None:
+            return self._run_reused(job)
+        attendant = self._current(job)
+        plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
+        return attendant, *attendant.run(_message(job, plan, self._here), None if group is None else group.procs)
 
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
         message = _message(job, plan_staging(job))

@@ -132,9 +132,11 @@ def main() -> None:
         channel.receive()
         channel.send(("ready", {"subreaper": _become_reaper()}))
         while True:
-            (kind, *rest), _ = channel.receive()
+            (kind, *rest), descriptor = channel.receive()
             if kind == "run":
-                _run(channel, rest[0])
+                _run(channel, {**rest[0], "cgroup": descriptor})
+            if descriptor >= 0:
+                os.close(descriptor)
     except EOFError:
         pass
     finally:

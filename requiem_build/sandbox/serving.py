@@ -28,9 +28,13 @@ class Serving:
 
     def serve(self) -> None:
         while True:
-            kind, *rest = self.channel.receive()[0]
+            (kind, *rest), descriptor = self.channel.receive()
             if kind == "run":
-                self.run(rest[0])
+                try:
+                    self.run({**rest[0], "cgroup": descriptor})
+                finally:
+                    if descriptor >= 0:
+                        os.close(descriptor)
             elif kind == "clean":
                 self.clean(rest[0])
             # A late cancellation of a job that has already ended: nothing to do.
