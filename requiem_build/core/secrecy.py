@@ -5,12 +5,11 @@ It knows values only while it is asked about them: nothing here is stored or sho
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from urllib.parse import quote, quote_plus
+from functools import cached_property
+
+from .fields import dataclass
 
 MASK = b"***"
 VALUE_MIN = 4
@@ -19,20 +18,22 @@ VALUE_MAX = 64 * 1024
 PIECE_MIN = 8
 """In bytes: shorter lines, or shorter pieces of an encoding, are too often in a text by chance."""
 
-_LIKE = re.compile(
+_LIKE = (
     r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|AUTH(?!OR)|SESSION|COOKIE|SIGNATURE"
-    r"|(^|_)PASS(_|$)|_PWD$|(^|_)PAT$|KEYS?$|_KEYS?_|API_?KEY|^AWS_|^AZURE_|^VAULT_",
-    re.IGNORECASE,
+    r"|(^|_)PASS(_|$)|_PWD$|(^|_)PAT$|KEYS?$|_KEYS?_|API_?KEY|^AWS_|^AZURE_|^VAULT_"
 )
 
 
 def looks_secret(name: str) -> bool:
     """Whether a variable of this name is likely to hold a secret: no pattern lets it through, no message shows it."""
-    return _LIKE.search(name) is not None
+    return re.search(_LIKE, name, re.IGNORECASE) is not None
 
 
 def spellings(value: str) -> frozenset[bytes]:
     """How a value may come out: plain, line by line, in URLs, JSON, shell quotes, hexadecimal and base64."""
+    import json
+    from urllib.parse import quote, quote_plus
+
     plain = value.encode("utf-8", "surrogateescape")
     lines = {line.strip() for line in plain.splitlines()}
     found = {plain, *(line for line in lines if len(line) >= PIECE_MIN and not line.startswith(b"-----"))}
@@ -53,6 +54,8 @@ def spellings(value: str) -> frozenset[bytes]:
 
 def _base64(plain: bytes) -> Iterator[bytes]:
     """What of its base64 is the same whatever stands around it: at each of the three places in a group."""
+    import base64
+
     for before in range(3):
         padded = base64.b64encode(b"\0" * before + plain)
         first = (before * 8 + 5) // 6
@@ -65,12 +68,14 @@ def _base64(plain: bytes) -> Iterator[bytes]:
 class Masker:
     """The secrets of one step, by name. `tail`: how many bytes beyond a cut it takes to mask what is cut."""
 
-    values: Mapping[str, str] = field(repr=False)
-    _spelled: tuple[tuple[bytes, str], ...] = field(init=False, repr=False)
+    values: Mapping[str, str]
 
-    def __post_init__(self) -> None:
-        spelled = ((piece, name) for name, value in self.values.items() for piece in spellings(value))
-        object.__setattr__(self, "_spelled", tuple(sorted(spelled)))
+    def __repr__(self) -> str:
+        return f"Masker({', '.join(self.values)})"
+
+    @cached_property
+    def _spelled(self) -> tuple[tuple[bytes, str], ...]:
+        return tuple(sorted((piece, name) for name, value in self.values.items() for piece in spellings(value)))
 
     @property
     def tail(self) -> int:

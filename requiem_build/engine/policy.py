@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ..core.digest import EMPTY, Digest
 from ..core.entries import Entry, File, Tree
 from ..core.errors import SourceMissing, UnknownName, UsageError
+from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
 from ..core.policy import WORLD_ENVIRONMENT

@@ -5,7 +5,6 @@ Values are read when a step is about to run, and go to that step alone.
 
 from __future__ import annotations
 
-import difflib
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,5 +107,7 @@ def check_environment(
 
 
 def near_names(name: str, known: Iterable[str]) -> Sequence[tuple[str, str]]:
+    import difflib
+
     near = difflib.get_close_matches(name, sorted(set(known)), 3, 0.7)
     return [("nearest", ", ".join(near))] if near else []

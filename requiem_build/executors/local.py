@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, UsageError
+from ..core.fields import replace
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import KNOWN_LEAKS, WORKSPACE, Limits
 from ..core.request import LISTING, Request, by_bytes

@@ -12,9 +12,9 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ..core.errors import EnvironmentFault
+from ..core.fields import replace
 from ..core.policy import Limits
 
 CONTROLLERS = ("memory", "pids")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.fields import dataclass, field
 from ..core.policy import WORKSPACE, Limits, line_of
 from . import syscalls
 from .base import Job
