@@ -81,9 +81,9 @@ def test_what_it_says_is_what_is_applied(made: Project, monkeypatch: pytest.Monk
         boots.append(setup["operations"])
         return really_boot(setup)
 
-    def run(self: Any, job: Any) -> Any:
+    def run(self: Any, job: Any, *more: Any) -> Any:
         jobs.append((boots[-1], job))
-        return really_run(self, job)
+        return really_run(self, job, *more)
 
     monkeypatch.setattr(linux, "_boot", boot)
     monkeypatch.setattr(attendant.Attendant, "run", run)

@@ -10,7 +10,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from project import Project
 
@@ -301,6 +301,7 @@ def test_a_variable_that_was_held_back_is_named(project: Project, command: str, 
 # The masker itself
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.text(min_size=4, max_size=60), st.binary(max_size=40), st.binary(max_size=40), st.integers(0, 120))
 def test_whatever_surrounds_it_and_wherever_it_is_cut_nothing_of_a_secret_is_left(
     value: str, before: bytes, after: bytes, most: int
@@ -318,6 +319,7 @@ def test_whatever_surrounds_it_and_wherever_it_is_cut_nothing_of_a_secret_is_lef
         assert kept == whole[: len(kept)]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(st.text("ab", min_size=4, max_size=8), min_size=1, max_size=3), st.text("ab", max_size=60))
 def test_overlapping_secrets_leave_no_rest(values: list[str], text: str) -> None:
     masker = Masker({str(number): value for number, value in enumerate(values)})

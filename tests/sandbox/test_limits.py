@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from requiem_build.core import kinds
@@ -189,6 +189,7 @@ def test_a_limit_does_not_outlive_its_step(run_python):
 # Words
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.integers(1, kinds.DURATION_MS_MAX))
 def test_a_limit_is_said_as_a_manifest_would(value):
     for key, read in (("timeout", kinds.duration_ms), ("memory", kinds.size_bytes)):
