@@ -15,7 +15,8 @@ from ..core.errors import EnvironmentFault, UsageError
 from ..core.fields import dataclass, replace
 from ..core.request import Request
 from ..core.result import Record
-from ..core.trust import LEVELS, HitPolicy
+from ..core.trust import HitPolicy
+from ..core.verdict import LEVELS
 from ..executors.discovery import discovered_now
 from ..store.keys import LOCAL, Key, Keys, Verifier
 from ..store.layout import Store
