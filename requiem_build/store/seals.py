@@ -37,11 +37,15 @@ def signers_of(record: Record, verifier: Verifier) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One signature of a record as a person is told of it: `state` is valid, revoked, unknown key or invalid."""
+    """One signature of a record as a person is told of it: `state` is valid, revoked, unknown key or invalid.
+
+    `hint` is whose it says it is, which proves nothing; `key_id` is the key that made it, or else the hint.
+    """
 
     key_id: str
     name: str
     state: str
+    hint: str = ""
 
 
 def describe(record: Record, verifier: Verifier) -> list[Seen]:
@@ -63,7 +67,7 @@ def describe(record: Record, verifier: Verifier) -> list[Seen]:
                 state = "invalid" if key is not None else "unknown key"
             else:
                 state = "revoked" if verifier.keys[owner].revoked else "valid"
-            seen.append(Seen(owner or signature.key_id, key.name if key else "", state))
+            seen.append(Seen(owner or signature.key_id, key.name if key else "", state, signature.key_id))
     return seen
 
 

@@ -105,6 +105,27 @@ class Verdicts:
                 return envelope if canonical.encode_plain(envelope.as_json()) == content else None
         return None if self._below is None else self._below.envelope(key_id, request_digest)
 
+    def paths(self) -> list[str]:
+        """Every file that stands where a verdict may, signed ones too."""
+        found = []
+        with suppress(FileNotFoundError):
+            for folder, _, names in os.walk(self._base):
+                found += [os.path.join(folder, name) for name in names]
+        return sorted(found)
+
+    def is_whole(self, path: str) -> bool:
+        """Whether one of `paths` is what its place says, but for whether its signature holds."""
+        *scope, shard, name = os.path.relpath(path, self._base).split("/")
+        verdict = None
+        with suppress(OSError, NotAFile, ValueError, RequestError):
+            content = read_small(path, canonical.BYTES_MAX)
+            if content is not None and scope:
+                envelope = self.envelope(scope[-1], Digest(name))
+                verdict = None if envelope is None else verdict_in(envelope)
+            elif content is not None:
+                verdict = parse_verdict(content)
+        return verdict is not None and verdict.request_digest == name and shard == name[:2]
+
     def key_ids(self) -> list[str]:
         """The keys that said anything here, in order."""
         found: set[str] = set() if self._below is None else set(self._below.key_ids())

@@ -71,8 +71,8 @@ TOOLS = [
     kind("link-map", C + "echo 'int g(void){return 2;}' > y.c; gcc -shared -Wl,-Map=out x.c y.c -o l", BOTH, tools="gcc"),
     kind(
         "profile-guided",
-        "{ echo '#include <time.h>'; echo 'int main(void){struct timespec t;clock_gettime(0,&t);int k=t.tv_nsec>>10&31,s=t.tv_sec;';"
-        " for j in $(seq 0 31); do echo \"if(k==$j)for(int i=0;i<s%9999+999;i++)s=s*7+i;\"; done; echo 'return s==1;}'; } > x.c; "
+        "{ echo '#include <time.h>'; echo 'int main(void){struct timespec t;clock_gettime(0,&t);int k=t.tv_nsec>>10&7,s=t.tv_sec;';"
+        " for j in $(seq 0 7); do echo \"if(k==$j)for(int i=0;i<s%9999+999;i++)s=s*7+i;\"; done; echo 'return s==1;}'; } > x.c; "
         "gcc -O2 -fprofile-generate -c x.c -o x.o; gcc -fprofile-generate x.o -o t; ./t; gcc -O2 -fprofile-use -c x.c -o x.o; mv x.o out",
         CLOCK,
         tools="gcc",
