@@ -115,7 +115,10 @@ class Verdicts:
 
     def is_whole(self, path: str) -> bool:
         """Whether one of `paths` is what its place says, but for whether its signature holds."""
-        *scope, shard, name = os.path.relpath(path, self._base).split("/")
+        parts = os.path.relpath(path, self._base).split("/")
+        if not (len(parts) == 2 or (len(parts) == 4 and parts[0] == "signed")):
+            return False
+        *scope, shard, name = parts
         verdict = None
         with suppress(OSError, NotAFile, ValueError, RequestError):
             content = read_small(path, canonical.BYTES_MAX)
