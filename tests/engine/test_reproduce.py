@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from unsteady import ELSEWHERE, KINDS, LATER, ORDERED, STEADY, Kind, manifest
 from unsteady_more import MORE, STEADY_TOO
 
+from requiem_build.core.policy import Policy
+from requiem_build.core.request import parse_request
+from requiem_build.core.verdict import Level, Verdict
 from requiem_build.engine.trials import find_clock_library
+from requiem_build.store.layout import Store
 
 pytestmark = pytest.mark.userns
 
@@ -211,6 +216,36 @@ def test_what_is_taken_on_trust_stays_unknown(project: Project, policy: str, why
         f'step "one" must be confined, and is unknown ({why}' + ("; network host)" if "network" in why else ")")
     ]
     assert reproduced(project)["one"]["level"] == "unknown"
+
+
+def test_what_was_asserted_caps_the_level_and_nothing_else_does(project: Project) -> None:
+    """Of one record, taken apart: each thing that was taken on trust is named, once, and only it."""
+    simple(project, "cp in.txt out")
+    (kept,) = Store(project.root / ".cas", read_only=True).records
+    request, host = parse_request(kept.request), kept.record.host
+    verdict = Verdict(request.digest, kept.result.digest, host, agreed={host: 2})
+
+    def caps(policy: Policy = request.policy, secrets: tuple[str, ...] = (), *, asserted: tuple[str, ...]) -> list[str]:
+        asked, record = replace(request, policy=policy, secrets=secrets), replace(kept.record, asserted=asserted)
+        found = verdict.caps(asked, record, host)
+        assert (verdict.level(asked, record, host) == Level(0)) == bool(found)
+        return found
+
+    packages = replace(request.policy, system="packages")
+    on_trust = () if Policy().system == "host" else ("asserted: system",)
+    assert caps(packages, asserted=()) == []
+    assert caps(replace(packages, system="host"), asserted=("system",)) == [*on_trust]
+    assert caps(replace(packages, system="host"), asserted=()) == ["system host"] * len(on_trust)
+    assert caps(packages, ("TOKEN",), asserted=("secret TOKEN",)) == ["asserted: secret TOKEN"]
+    assert caps(packages, ("TOKEN",), asserted=()) == ["secret TOKEN"]
+    assert caps(packages, asserted=("root sdk by lock", "cache ccache")) == [
+        "asserted: root sdk by lock",
+        "asserted: cache ccache",
+    ]
+    assert caps(replace(packages, network="host"), asserted=("network",)) == ["asserted: network", "network host"]
+    assert caps(replace(packages, sandbox="process"), asserted=()) == ["sandbox process"]
+    assert verdict.caps(request, kept.record, "elsewhere")[-1].startswith(f"made on {host}")
+    assert not any("made on" in cap for cap in verdict.caps(request, kept.record, "elsewhere", vouched=True))
 
 
 def test_a_step_can_require_a_level_and_the_build_says_what_is_missing(project: Project) -> None:
