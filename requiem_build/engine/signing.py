@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from ..core.errors import RequiemError
+from ..core.fields import dataclass
 from ..store.keys import LOCAL, Key, available
 from .settings import config_path, load_settings
 from .trust import Wish, keys_of, wish_of

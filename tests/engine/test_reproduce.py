@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from project import SOURCE, Project, Ran
+
+from requiem_build.core.fields import replace
 
 sys.path.insert(0, str(Path(__file__).parent))
 from unsteady import ELSEWHERE, KINDS, LATER, ORDERED, STEADY, Kind, manifest

@@ -17,7 +17,7 @@ BELOW = 'record is below the level "reproduced" that you ask for'
 
 REFILE = """
 import sys
-from dataclasses import replace
+from requiem_build.core.fields import replace
 from pathlib import Path
 from requiem_build.store.keys import Keys, Verifier
 from requiem_build.store.layout import Store
