@@ -569,7 +569,7 @@ class _Run:
         from .verdicts import shortfalls
 
         self.remember()  # What is not published yet has earned nothing.
-        self.report.refusals = shortfalls(self.store, instances, self.report.steps)
+        self.report.refusals = shortfalls(self.store, instances, self.report.steps, self.trust)
         for refusal in self.report.refusals:
             self.emit(Warned(refusal))
         return Refused.exit_code if self.report.refusals else 0

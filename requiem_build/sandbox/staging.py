@@ -47,6 +47,7 @@ class Staging:
         self.shared = -1
         self.stdin = boot.null
         self.pid = 0
+        self.first_pid = FIRST_PID
 
     def apply(self, operations: list[tuple[Any, ...]]) -> None:
         """Raises whatever an operation raises; `applying` is then that operation."""
@@ -58,7 +59,7 @@ class Staging:
         """Starts the command, after `confine` has given up what it must not have. Raises Refusal."""
         os.chdir(job["cwd"])
         if self.boot.last_pid >= 0:
-            os.pwrite(self.boot.last_pid, b"%d" % (FIRST_PID - 1), 0)
+            os.pwrite(self.boot.last_pid, b"%d" % (self.first_pid - 1), 0)
         if confine is not None:
             confine()
         program = find_program(job["command"][0], job["env"].get("PATH"))
@@ -121,7 +122,7 @@ class Preparation(Staging):
         self.mountpoints: list[tuple[str, bool]] = []
         self.ruleset = -1
         self.private = (_WORKSPACE, _TMP)
-        self.addresses_vary = False
+        self.personality = syscalls.ADDR_NO_RANDOMIZE
 
     # Operations.
 
@@ -223,7 +224,13 @@ class Preparation(Staging):
             syscalls.landlock_allow(self.ruleset, path, rights)
 
     def vary_addresses(self) -> None:
-        self.addresses_vary = True
+        self.personality &= ~syscalls.ADDR_NO_RANDOMIZE
+
+    def other_kernel(self) -> None:
+        self.personality |= syscalls.UNAME26
+
+    def number_processes(self, first: int) -> None:
+        self.first_pid = first
 
     def use_processors(self, count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])  # Of this thread and what it starts.
@@ -238,8 +245,7 @@ class Preparation(Staging):
         self.spawn(job, out, err, self._confine)
 
     def _confine(self) -> None:
-        if not self.addresses_vary:
-            syscalls.fix_addresses()
+        syscalls.set_personality(self.personality)
         syscalls.drop_capabilities()
         if self.ruleset >= 0:
             syscalls.landlock_restrict(self.ruleset)

@@ -19,7 +19,7 @@ from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
 from .layout import plan_ceilings, plan_directories
-from .perturbation import STILL, Perturbation, placed
+from .perturbation import OTHER_HOST, OTHER_PROCESSOR, STILL, Perturbation, placed
 
 Operation = tuple[Any, ...]
 
@@ -148,7 +148,7 @@ def plan_boot(
         *_plan_clock(here),
         *_plan_devices(here),
         *_plan_proc(),
-        *_plan_processors(here),
+        *_plan_facts(here),
         ("date", INPUT_MTIME_NS),
         ("enter_root",),
     ]
@@ -213,13 +213,22 @@ def _plan_clock(here: Perturbation) -> list[Operation]:
     ]
 
 
-def _plan_processors(here: Perturbation) -> list[Operation]:
-    """What the C library counts where /sys is absent."""
-    if here.cpus is None:
-        return []
-    lines = [line for line in read("/proc/stat").split(b"\n") if not re.match(rb"cpu\d", line)]
-    shown = [b"cpu%d 1 0 1 1 0 0 0 0 0 0" % number for number in range(here.cpus)]
-    return [("cover", "/proc/stat", b"\n".join([*lines[:1], *shown, *lines[1:]]))]
+def _plan_facts(here: Perturbation) -> list[Operation]:
+    """Other facts of the host in /proc; the C library counts processors in its `stat` where /sys is absent."""
+    files: dict[str, bytes] = {}
+    if here.other_host:
+        files = {path: text.encode() for path, text in OTHER_HOST.items() if os.path.exists(path)}
+    if here.other_host or here.cpus is not None:
+        count = here.cpus or len(os.sched_getaffinity(0))
+        content = files.get("/proc/stat") or read("/proc/stat")
+        lines = [line for line in content.split(b"\n") if not re.match(rb"cpu\d", line)]
+        shown = [b"cpu%d 1 0 1 1 0 0 0 0 0 0" % number for number in range(count)]
+        files["/proc/stat"] = b"\n".join([*lines[:1], *shown, *lines[1:]])
+        if here.other_host:
+            files["/proc/cpuinfo"] = "".join(OTHER_PROCESSOR.format(number) for number in range(count)).encode()
+    if here.held_random:
+        files["/proc/sys/kernel/random/uuid"] = b"0e2d1f6a-95c4-4b7e-8a31-5d7c60f2b948\n"
+    return [("cover", path, content) for path, content in sorted(files.items())]
 
 
 def _plan_devices(here: Perturbation) -> list[Operation]:
@@ -261,11 +270,12 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
         for what in shown.values():
             what.files.reverse()
     borrowed, attached = _plan_areas(shown, here)
-    tmp = _tmp_options(job.limits.tmp_bytes)
+    room = ",size=3g,nr_inodes=300k" if here.other_host else ""
+    tmp = _tmp_options(job.limits.tmp_bytes) + (room if job.limits.tmp_bytes is None else "")
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
-        ("tmpfs", here.workspace, "mode=0755"),
+        ("tmpfs", here.workspace, f"mode=0755{room}"),
         ("enter_workspace", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
@@ -329,6 +339,10 @@ def _plan_perturbation(here: Perturbation) -> list[Operation]:
     plan: list[Operation] = []
     if here.addresses_vary:
         plan.append(("vary_addresses",))
+    if here.other_host:
+        plan.append(("other_kernel",))
+    if here.first_pid is not None:
+        plan.append(("number_processes", here.first_pid))
     if here.cpus is not None:
         plan.append(("use_processors", here.cpus))
     if here.umask != STILL.umask:
