@@ -21,7 +21,7 @@ from . import encoding as enc
 from .checking import judge, walk
 from .copying import check_size, is_fresh, read_whole
 from .encoding import Meta
-from .files import DIRECTORY_MODE, FILE_MODE, PIECE, READ, fault, kind_of, write_all
+from .files import DIRECTORY_MODE, FILE_MODE, HOST_FAILED, PIECE, READ, fault, kind_of, write_all
 from .packs import BYTES_MAX as PACK_BYTES_MAX
 from .packs import OBJECT_MAX, OBJECTS_MAX, Packs
 from .place import WHOLE, Part, Place, Problem
@@ -101,6 +101,8 @@ class Objects:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise UsageError(f'"{path}" is not a regular file') from error
+            if error.errno in HOST_FAILED:
+                raise fault(error, "reading a file to be stored", self.place.base) from error
             raise UsageError(f'cannot read "{path}"', facts=[("cause", error.strerror or str(error))]) from error
         try:
             return self.put_file(descriptor)
