@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Set
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.digest import Digest
 from ..core.errors import EnvironmentFault
+from ..core.fields import dataclass
 from .growth import on_disk
 from .inventory import Held, Inventory
 from .layout import Store
