@@ -64,7 +64,7 @@ def get(context: click.Context, digest: str, output: str | None) -> None:
     path = os.path.join(context.obj.start, output)
     temporary = f"{path}.{os.getpid()}.part"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
             store.objects.copy_to(name, descriptor)
         finally:

@@ -46,12 +46,15 @@ def gc(context: click.Context, max_size: str | None, max_age: str | None, dry_ru
         "kept_bytes": done.kept,
         "pinned_bytes": done.pinned,
         "removed": {**items, "quarantine": done.quarantined},
+        "repacked": done.repacked,
         "schema": "requiem.cas-gc/1",
         "size_max": bounds.size_max,
     }
     verb = "would free" if dry_run else "freed"
     counted = ", ".join(f"{count} {name}" for name, count in items.items() if count) or "nothing"
     text = f"{verb} {readable(done.freed)} ({counted}); {readable(done.kept)} stay\n"
+    if done.repacked:
+        text += f"{done.repacked} packs {'would be' if dry_run else 'were'} written anew without what nobody needs\n"
     if done.pinned:
         text += f"{readable(done.pinned)} stay only because a running build may need them\n"
     answer(shared, document, text)

@@ -141,7 +141,7 @@ class Layout:
 
     def _write_file(self, target: str, entry: File) -> Stamp:
         mode = 0o777 if entry.executable else 0o666
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             content = self._blobs.held(entry.digest)
             if content is None and entry.size <= EACH_MAX:

@@ -26,6 +26,9 @@ main()
 """
 """The worker's modules as a package of their own: this one would import all of Requiem with them."""
 
+_FILES_ENOUGH = 64
+"""A worker that may open so many never ended for lack of them."""
+
 
 class Attendant:
     """Raises EOFError when the worker ends before it has answered `setup`; `greeting` is that answer."""
@@ -63,7 +66,7 @@ class Attendant:
             raise EnvironmentFault(
                 "the sandbox's worker died",
                 facts=[("step", " ".join(job["command"])[:200]), ("worker", self.end())],
-                hint="the kernel's log may say why: out of memory, or killed by hand",
+                hint=_why_it_may_have_died(),
             ) from error
         except BaseException:
             # What still runs in there must not outlive the caller's interest in it.
@@ -116,3 +119,12 @@ def _spawn(module: str, end: int) -> int:
     arguments = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
     # A session of its own: Ctrl-C in the terminal is for the engine, which then decides.
     return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions, setsid=True)
+
+
+def _why_it_may_have_died() -> str:
+    import resource
+
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if 0 <= allowed < _FILES_ENOUGH:
+        return f"too many open files: at most {allowed} may be open here, raise that with `ulimit -n`"
+    return "the kernel's log may say why: out of memory, or killed by hand"

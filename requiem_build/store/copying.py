@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
+from collections.abc import Iterator
 
 from ..core.digest import Hasher
 from ..core.errors import IntegrityError, Refused
+from .behind import Behind
 from .files import PIECE, write_all
 
 _FICLONE = 0x40049409
@@ -15,6 +18,11 @@ _CANNOT_CLONE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EBADF, errno.ETXTBSY}
 )
 _COPY_PIECE = 256 << 10  # Stays in the processor's own cache between being read, hashed and written.
+_STEP = 2 << 20
+_APART_MIN = 4 << 20
+"""From this size on a second processor hashes while the first one copies."""
+
+_CANNOT_COPY = _CANNOT_CLONE - {errno.EPERM}
 GROWTH_MAX = 64 << 20
 
 
@@ -35,10 +43,25 @@ def clone(source: int, target: int) -> bool:
 def copy_hashed(source: int, target: int, size: int, size_max: int | None) -> Hasher:
     """Copies a whole file that had `size` bytes; the hasher has seen exactly what is in the target. Raises OSError.
 
-    `target` is a fresh file open for reading and writing.
+    `target` is an empty file open for reading and writing, which nobody else writes to.
     """
     if clone(source, target):
         return _hash(target, size, size_max)
+    if size >= _APART_MIN and (os.cpu_count() or 1) > 1:
+        try:
+            behind = Behind(target)
+        except RuntimeError:  # No more threads can be had here: the same bytes, one thing after the other.
+            return _copy_hashed(source, target, size, size_max)
+        with behind:
+            for end in _copy(source, target):
+                behind.reached(end)
+                check_growth(end, size, size_max)
+        return behind.hasher
+    return _copy_hashed(source, target, size, size_max)
+
+
+def _copy_hashed(source: int, target: int, size: int, size_max: int | None) -> Hasher:
+    """One piece after the other: what was written of it last is still in the processor's cache when it is hashed."""
     hasher = Hasher()
     buffer = memoryview(bytearray(_COPY_PIECE))
     while (filled := os.preadv(source, [buffer], hasher.size)) > 0:
@@ -49,6 +72,29 @@ def copy_hashed(source: int, target: int, size: int, size_max: int | None) -> Ha
     return hasher
 
 
+def _copy(source: int, target: int) -> Iterator[int]:
+    """Copies in steps, in the kernel as far as it can, and says after each how many bytes are there.
+
+    The target's position is then its end.
+    """
+    end = 0
+    try:
+        while step := os.copy_file_range(source, target, _STEP, end, end):
+            end += step
+            yield end
+    except OSError as error:
+        if error.errno not in _CANNOT_COPY:
+            raise
+    buffer = memoryview(bytearray(_COPY_PIECE))  # Also after the kernel saw the end: some do so too early.
+    os.lseek(target, end, os.SEEK_SET)
+    while (filled := os.preadv(source, [buffer], end)) > 0:
+        write_all(target, buffer[:filled])
+        end += filled
+        if end % _STEP < filled:
+            yield end
+    yield end
+
+
 def _hash(descriptor: int, size: int, size_max: int | None) -> Hasher:
     hasher = Hasher()
     buffer = memoryview(bytearray(_COPY_PIECE))
@@ -56,6 +102,14 @@ def _hash(descriptor: int, size: int, size_max: int | None) -> Hasher:
         hasher.update(buffer[:filled])
         check_growth(hasher.size, size, size_max)
     return hasher
+
+
+def is_fresh(descriptor: int) -> bool:
+    """Whether `copy_hashed` can fill it: an empty file, open for reading and writing."""
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        return False
+    found = os.fstat(descriptor)
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 def read_whole(descriptor: int, size: int) -> bytes:

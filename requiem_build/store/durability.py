@@ -7,6 +7,7 @@ full    each object is synced before its record, and each record before its step
 
 from __future__ import annotations
 
+import errno
 import os
 
 from ..core.policy import DURABILITIES
@@ -20,8 +21,10 @@ PAUSE_MAX_S = 5.0
 
 def sync_file_system(directory: str) -> None:
     """Everything that anyone wrote to the file system of a directory is on the disk. Raises OSError."""
-    import ctypes
-
+    try:
+        import ctypes
+    except ImportError as error:  # Its library cannot be opened now: a disk that fails, too many open files.
+        raise OSError(errno.EIO, str(error), directory) from error
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         call = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)

@@ -35,6 +35,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
+HOST_FAILED = (*_TOO_MANY, errno.EIO, errno.ENOMEM)
+"""What no path that was given wrongly can cause."""
 
 
 class NotAFile(Exception):

@@ -22,6 +22,7 @@ from .growth import SIZE_MAX
 from .inventory import Held, Inventory, Item, Tick, latest, take
 from .layout import Store
 from .marks import Marks
+from .repacking import Repacking, choose, rewrite
 from .uses import GRAIN_S
 
 ORPHAN_S = 86400
@@ -53,6 +54,7 @@ class Plan:
 
     items: list[Item] = field(default_factory=list)
     objects: list[Held] = field(default_factory=list)
+    repacks: list[Repacking] = field(default_factory=list)
     kept: int = 0
     """Bytes that stay."""
     pinned: int = 0
@@ -60,7 +62,8 @@ class Plan:
 
     @property
     def freed(self) -> int:
-        return sum(item.size for item in self.items) + sum(held.size for held in self.objects)
+        gone = sum(item.size for item in self.items) + sum(held.size for held in self.objects)
+        return gone + sum(chosen.saved for chosen in self.repacks)
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class Collected:
 
     objects: int = 0
     packs: int = 0
+    repacked: int = 0
     items: dict[str, int] = field(default_factory=lambda: {"record": 0, "paths": 0, "divergence": 0, "run": 0})
     quarantined: int = 0
     freed: int = 0
@@ -86,6 +90,7 @@ def decide(found: Inventory, bounds: Bounds, *, pinned_since: float | None, now:
     plan = Plan()
     marks = _keep_items(found, bounds, pinned_since, now, plan)
     _keep_orphans(marks, found, bounds, pinned_since, now, plan)
+    _repack(marks, found, pinned_since, plan)
     plan.items.sort(key=lambda item: (item.used, item.path))
     plan.objects = sorted(
         (held for held in found.held if held.name not in marks.kept), key=lambda held: (held.used, held.name)
@@ -142,6 +147,13 @@ def _keep_orphans(
             plan.kept += held.size
 
 
+def _repack(marks: Marks, found: Inventory, pinned_since: float | None, plan: Plan) -> None:
+    """Of a pack that stays for a part of it only that part, unless it is pinned."""
+    staying = [held for held in found.packs.values() if held.name in marks.kept]
+    plan.repacks = choose(found, [held for held in staying if not _is_pinned(held, pinned_since)], marks.marked)
+    plan.kept -= sum(chosen.saved for chosen in plan.repacks)
+
+
 def _used(what: Held | Item, now: float) -> float:
     """A last use in the future counts as now: a clock that was wrong once must not keep something for ever."""
     return min(what.used, now)
@@ -192,6 +204,7 @@ class _Sweep:
         self.done.kept, self.done.pinned = plan.kept, plan.pinned
         if dry_run:
             self.done.freed = plan.freed
+            self.done.repacked = len(plan.repacks)
             self.done.packs = sum(held.is_pack for held in plan.objects)
             self.done.objects = len(plan.objects) - self.done.packs
             for item in plan.items:
@@ -201,6 +214,7 @@ class _Sweep:
             self._remove_item(item)
         for held in plan.objects:
             self._remove_object(held)
+        self._repack(plan.repacks)
         self._remove_quarantined(now)
         cost_ms = round((time.monotonic() - begun) * 1000)
         self._store.growth.counted(found.size - self.done.freed, int(now), cost_ms)
@@ -280,6 +294,19 @@ class _Sweep:
         if self._may_go(held) and self._claim(f"{self._base}/packs/{held.name}", held.touched):
             self.done.packs += 1
             self.done.freed += held.size
+
+    def _repack(self, chosen: list[Repacking]) -> None:
+        """The new packs first and on the disk, then the old ones go: what is wanted always lies in one of them."""
+        written = [each for each in chosen if self._may_go(each.held) and rewrite(self._store, each)]
+        if written:
+            self._store.sync()
+        for each in chosen:
+            old = each.held
+            if each in written and self._may_go(old) and self._claim(f"{self._base}/packs/{old.name}", old.touched):
+                self.done.repacked += 1
+                self.done.freed += each.saved
+            else:
+                self.done.kept += each.saved
 
     def _claim(self, path: str, touched: float) -> bool:
         taken = self._take_away(path, touched)

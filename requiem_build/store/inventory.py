@@ -77,6 +77,8 @@ class Inventory:
 
     objects: dict[Digest, Held] = field(default_factory=dict)
     packs: dict[str, Held] = field(default_factory=dict)
+    members: dict[str, dict[Digest, int]] = field(default_factory=dict)
+    """What lies in each pack, with its size."""
     items: list[Item] = field(default_factory=list)
     trees: dict[Digest, tuple[Digest, ...]] = field(default_factory=dict)
 
@@ -123,7 +125,8 @@ def _take_packs(store: Store, found: Inventory) -> None:
             seen = os.lstat(pack.path)
             held = Held(pack.name, on_disk(pack.size), seen.st_mtime, latest(seen), is_pack=True)
             found.packs[pack.name] = held
-            for digest, _, _ in pack.items():
+            found.members[pack.name] = {digest: size for digest, _, size in pack.items()}
+            for digest in found.members[pack.name]:
                 if not (digest in found.objects and found.objects[digest].whole):
                     found.objects[digest] = held
 

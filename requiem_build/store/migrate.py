@@ -20,7 +20,7 @@ from ..core.digest import IS_FALLBACK, Digest
 from ..core.errors import Busy, EnvironmentFault, UsageError
 from ..core.fields import dataclass, field
 from .durability import sync_file_system, sync_path
-from .files import PIECE, READ, Scratch, entries, fault, kind_of
+from .files import HOST_FAILED, PIECE, READ, Scratch, entries, fault, kind_of
 from .layout import Store, is_marked, make_directories, mark
 from .objects import Objects
 from .place import Place
@@ -64,6 +64,8 @@ def migrate(root: Path, progress: Callable[[Migrated], None] = lambda _: None) -
     try:
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in HOST_FAILED:
+            raise fault(error, "opening the store to be migrated", place) from error
         raise UsageError(f'no store at "{place}"', facts=[("cause", error.strerror or "")]) from error
     try:
         try:

@@ -19,14 +19,14 @@ from ..core.errors import CorruptObject, EnvironmentFault, MissingObject, Reques
 from ..core.fields import dataclass
 from . import encoding as enc
 from .checking import judge, walk
-from .copying import check_size, clone, read_whole
+from .copying import check_size, is_fresh, read_whole
 from .encoding import Meta
-from .files import DIRECTORY_MODE, FILE_MODE, PIECE, READ, fault, kind_of, write_all
+from .files import DIRECTORY_MODE, FILE_MODE, HOST_FAILED, PIECE, READ, fault, kind_of, write_all
 from .packs import BYTES_MAX as PACK_BYTES_MAX
 from .packs import OBJECT_MAX, OBJECTS_MAX, Packs
 from .place import WHOLE, Part, Place, Problem
 from .quarantine import condemn, remove_foreign
-from .reading import Bad, Opened, open_object, open_once, pieces, read_plain, size_of, stamp
+from .reading import Bad, Opened, copy_verified, open_object, open_once, pieces, read_plain, size_of, stamp
 from .writing import Writer
 
 WRITABLE_BY_OTHERS = 0o022
@@ -101,6 +101,8 @@ class Objects:
         except OSError as error:
             if error.errno in (errno.ELOOP, errno.ENXIO):
                 raise UsageError(f'"{path}" is not a regular file') from error
+            if error.errno in HOST_FAILED:
+                raise fault(error, "reading a file to be stored", self.place.base) from error
             raise UsageError(f'cannot read "{path}"', facts=[("cause", error.strerror or str(error))]) from error
         try:
             return self.put_file(descriptor)
@@ -166,9 +168,8 @@ class Objects:
             return
         with self._reading(digest) as opened:
             plain = opened.status.st_size == opened.meta.original_size
-            if plain and _is_at_start(fd) and clone(opened.descriptor, fd):
-                for _ in pieces(opened):  # The target's blocks are these.
-                    pass
+            if plain and is_fresh(fd):
+                copy_verified(opened, fd)
                 return
             for piece in pieces(opened):
                 write_all(fd, piece)
@@ -340,14 +341,6 @@ class _Reading:
         os.close(self._opened.descriptor)
         if isinstance(error, Bad):
             raise condemn(self._objects.place, self._digest, error) from error
-
-
-def _is_at_start(fd: int) -> bool:
-    """Whether `fd` is at the beginning of a file; a pipe has none."""
-    try:
-        return os.lseek(fd, 0, os.SEEK_CUR) == 0
-    except OSError:
-        return False
 
 
 def _check_limit(digest: Digest, size: int, size_max: int | None) -> None:

@@ -16,7 +16,7 @@ import os
 import stat
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from ..core.digest import Digest, is_digest, object_digest
@@ -90,6 +90,11 @@ def make_index(contents: Mapping[Digest, bytes]) -> bytes:
     return b"".join(parts)
 
 
+def packed_size(sizes: Iterable[int]) -> int:
+    """How many bytes a pack of objects of these sizes has."""
+    return sum((_ITEM.size + size for size in sizes), _HEAD)
+
+
 class _Held:
     """A descriptor that is closed when nobody reads through it any more."""
 
@@ -134,15 +139,18 @@ class Packs:
 
         Raises EnvironmentFault if this host cannot read at all.
         """
-        for pack, offset, size in list(self._holding(digest)):
-            content = self._read(pack, offset, size)
-            if content is not None and object_digest(content) == digest:
-                self._hot = pack
-                if is_use:
-                    self._note_use(pack)
-                return content
-            self._bad.add((pack.name, digest))
-            self._mend(pack)
+        for _ in range(2):  # A pack may be written anew, under another name, between the look and the reading.
+            for pack, offset, size in list(self._holding(digest)):
+                content = self._read(pack, offset, size)
+                if content is not None and object_digest(content) == digest:
+                    self._hot = pack
+                    if is_use:
+                        self._note_use(pack)
+                    return content
+                self._bad.add((pack.name, digest))
+                self._mend(pack)
+            if self._seen != -1:
+                break
         return None
 
     def _note_use(self, pack: Pack) -> None:
@@ -285,16 +293,22 @@ class Packs:
         if self._place.refusal is not None or not os.path.lexists(pack.path):
             return
         with suppress(OSError, EnvironmentFault):
-            good = {}
-            for digest, offset, size in pack.items():
-                content = self._read(pack, offset, size) if size <= OBJECT_MAX else None
-                if content is not None and object_digest(content) == digest:
-                    good[digest] = content
+            good = self.read_all(pack)
             if len(good) == len(pack):
                 return
             if good:
                 self.write(good)
             self.set_aside(pack.name)
+
+    def read_all(self, pack: Pack, wanted: Collection[Digest] | None = None) -> dict[Digest, bytes]:
+        """What is good of a pack, or of what is wanted of it. Raises EnvironmentFault if this host cannot read it."""
+        good, chosen = {}, None if wanted is None else frozenset(wanted)
+        for digest, offset, size in pack.items():
+            if size <= OBJECT_MAX and (chosen is None or digest in chosen):
+                content = self._read(pack, offset, size)
+                if content is not None and object_digest(content) == digest:
+                    good[digest] = content
+        return good
 
     def set_aside(self, name: str) -> None:
         """Moves what stands in a pack's place into quarantine."""

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 
 from ..core.digest import Digest, Hasher, object_digest
-from ..core.errors import MissingObject, RequestError
+from ..core.errors import IntegrityError, MissingObject, RequestError
 from ..core.fields import dataclass
 from . import encoding as enc
 from . import uses
+from .copying import copy_hashed
 from .encoding import Malformed, Meta, parse_meta, plain_meta
 from .files import READ, NotAFile, fault, kind_of, read_judged
 from .place import Place, Stamp
@@ -172,7 +173,27 @@ def pieces(opened: Opened) -> Iterator[bytes]:
         raise Bad(str(error), opened.status, opened.meta_status) from error
     except OSError as error:
         raise Bad(f"it cannot be read: {error.strerror}", opened.status, opened.meta_status) from error
-    if hasher.size != meta.original_size or hasher.digest() != meta.digest:
+    _compare(hasher, opened)
+
+
+def copy_verified(opened: Opened, target: int) -> None:
+    """Copies a plain blob to an empty file that is open for reading and writing. Raises as `pieces`.
+
+    What is verified is the copy. An OSError is the target's.
+    """
+    try:
+        hasher = copy_hashed(opened.descriptor, target, opened.meta.original_size, None)
+    except OSError:
+        for _ in pieces(opened):  # Whose fault was it?
+            pass
+        raise
+    except IntegrityError as error:
+        raise Bad(error.what, opened.status, opened.meta_status) from error
+    _compare(hasher, opened)
+
+
+def _compare(hasher: Hasher, opened: Opened) -> None:
+    if hasher.size != opened.meta.original_size or hasher.digest() != opened.meta.digest:
         raise Bad("its bytes do not give its name", opened.status, opened.meta_status)
 
 

@@ -8,20 +8,23 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from project import Project
+from project import REQUIEM, Project, Ran
 
 from requiem_build.core.digest import object_digest
 from requiem_build.store.layout import Store
 
 EXHAUSTIVE = bool(os.environ.get("REQUIEM_EXHAUSTIVE"))
 SAMPLES = 3
-FAULTS = {"KILL": "signal=KILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO"}
+FAULTS = {"KILL": "signal=KILL", "ENOSPC": "error=ENOSPC", "EIO": "error=EIO", "EMFILE": "error=EMFILE"}
 CALLS = ("write", "rename", "mkdir", "unlink", "link", "fsync", "syncfs")
+OPENING = ("openat", "pipe2", "socketpair", "dup", "epoll_create1", "memfd_create")
+"""What a process with too many open files is refused."""
 KEPT = b"stored before " * 100
 SMALL = [b"small %d" % number for number in range(20)]
 
@@ -119,8 +122,19 @@ def hold(root: Path, action: str) -> None:
     assert os.listdir(root / "v2" / "tmp") == []
 
 
-def sampled(last: int) -> Iterator[int]:
-    numbers = range(1, last + 1)
+def calls_of(fault: str) -> tuple[str, ...]:
+    return OPENING if fault == "EMFILE" else CALLS
+
+
+def opened_before(log: str, name: str) -> int:
+    """How many files the first thread opened before one of this name: until then it only loads the program."""
+    first = log.split(maxsplit=1)[0]
+    opened = [line for line in log.splitlines() if re.match(rf"{first} +openat\(", line)]
+    return next((number for number, line in enumerate(opened) if name in line), 0)
+
+
+def sampled(last: int, before: int = 0) -> Iterator[int]:
+    numbers = range(before + 1, last + 1)
     if EXHAUSTIVE or len(numbers) <= SAMPLES:
         yield from numbers
     else:
@@ -140,19 +154,21 @@ def test_c15_a_fault_at_each_call_leaves_no_half(
         prepare(root, action)
         return root, run_python(text, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options))
 
-    root, whole = run(0, "-e", f"trace={','.join(CALLS)}")
+    calls = calls_of(fault)
+    root, whole = run(0, "-e", f"trace={','.join(calls)}")
     assert whole.returncode == 0 and whole.stdout == "", whole.stderr
     hold(root, action)
-    after = most_of_one_thread(log.read_text())
+    after, before = most_of_one_thread(log.read_text()), opened_before(log.read_text(), str(root))
     number = happened = 0
-    for call in CALLS:
-        for nth in sampled(after.get(call, 0)):
+    for call in calls:
+        for nth in sampled(after.get(call, 0), before if call == "openat" else 0):
             number += 1
             root, ended = run(number, "-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault]}:when={nth}")
             happened += "INJECTED" in log.read_text() or ended.returncode in (-9, 137)
             assert ended.returncode in (0, -9, 137), f"{call} {nth}: {ended.stderr}"
             assert ended.stdout in ("", "refused 4\n"), ended.stdout
             hold(root, action)
+    print(f"{number} points, {happened} met")
     assert happened >= min(3, number), f"only {happened} of {number} faults happened"
 
 
@@ -185,30 +201,72 @@ def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(strace: str, tmp_pat
         under = (strace, "-f", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
         return project, project.run("build", "--mode", "repro", program=under)
 
-    project, whole = run(0, "-e", f"trace={','.join(CALLS)}")
+    calls = calls_of(fault)
+    project, whole = run(0, "-e", f"trace={','.join(calls)}")
     assert whole.code == 0, whole.err
     expected = project.read("out/two.txt")
-    after = most_of_one_thread(log.read_text())
+    after, before = most_of_one_thread(log.read_text()), opened_before(log.read_text(), "requiem.toml")
     number = happened = 0
-    for call in CALLS:
-        for nth in sampled(after.get(call, 0)):
+    wrong: list[str] = []
+    for call in calls:
+        for nth in sampled(after.get(call, 0), before if call == "openat" else 0):
             number += 1
             project, ended = run(number, "-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault]}:when={nth}")
-            where = f"{call} {nth}: exit {ended.code}\n{ended.err}"
             happened += "INJECTED" in log.read_text() or ended.code in (-9, 137)
-            assert ended.code in (0, 1, 4, -9, 137), where
-            assert "Traceback" not in ended.err, where
-            if (project.root / ".cas" / "requiem-store").exists():
-                store = Store(project.root / ".cas")
-                for kept in store.records:
-                    assert store.missing(kept.result) == [], where
-                for problem in store.objects.verify():
-                    assert problem.reason == "its blob is missing", where
-            again = project.run("build")
-            assert again.code == 0, f"{where}\nthen: {again.err}"
-            assert project.read("out/two.txt") == expected
-            assert project.build().counts == {"fresh": 3}, where
+            wrong += [f"{call} {nth}: {each}" for each in faults_after(project, ended, expected)]
+            shutil.rmtree(project.base)
+    print(f"{number} points, {happened} met")
+    assert wrong == [], "\n".join(wrong)
     assert happened >= min(3, number)
+
+
+def faults_after(project: Project, ended: Ran, expected: str) -> Iterator[str]:
+    """What is not as it should be when a build was killed or refused something, and when the next one ended."""
+    told = f"exit {ended.code}, {ended.err[-1000:]}"
+    if ended.code not in (0, 1, 4, -9, 137) or "Traceback" in ended.err:
+        yield told
+    if (project.root / ".cas" / "requiem-store").exists():
+        store = Store(project.root / ".cas")
+        for kept in store.records:
+            if store.missing(kept.result):
+                yield f"a record lacks its objects; {told}"
+        for problem in store.objects.verify():
+            if problem.reason != "its blob is missing":
+                yield f"{problem}; {told}"
+    again = project.run("build")
+    if again.code != 0 or project.read("out/two.txt") != expected:
+        yield f"the next build: exit {again.code}, {again.err[-1000:]}; {told}"
+    elif (counts := project.build().counts) != {"fresh": 3}:
+        yield f"then {counts}; {told}"
+
+
+@pytest.mark.timeout(3600 if EXHAUSTIVE else 240)
+def test_c29_any_number_of_open_files_is_enough_or_says_so(tmp_path: Path) -> None:
+    """From what lets an interpreter start at all up to what no build needs."""
+    expected, wrong = "A\nB\n", []
+    limits = range(8, 72) if EXHAUSTIVE else (8, 13, 17, 21, 26, 33)
+    for limit in limits:
+        project = Project(tmp_path / f"limit{limit}")
+        project.write("in.txt", "a\n")
+        project.manifest("""
+            [steps.one]
+            command = "tr a-z A-Z < in.txt > one.txt"
+            inputs = ["in.txt"]
+            outputs = ["one.txt"]
+            [steps.many]
+            command = "mkdir tree && for i in $(seq 20); do echo $i > tree/$i; done"
+            outputs = ["tree/"]
+            [steps.two]
+            command = "test -f tree/20; cat one.txt > out/two.txt; echo B >> out/two.txt"
+            inputs = ["one.txt", "tree/"]
+            outputs = ["out/two.txt"]
+        """)
+        limited = ("prlimit", f"--nofile={limit}", *REQUIEM)
+        ended = project.run("build", "-j", "2", program=limited)
+        if ended.code == 4 and not re.search("too many open files|EMFILE|too few", ended.err, re.IGNORECASE):
+            wrong.append(f"{limit}: {ended.err[-500:]}")
+        wrong += [f"{limit}: {each}" for each in faults_after(project, ended, expected)]
+    assert wrong == [], "\n".join(wrong)
 
 
 def most_of_one_thread(log: str) -> dict[str, int]:
