@@ -68,7 +68,7 @@ class LocalExecutor:
         self._cancelled = False
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
-        job = self._job(request, offered, limits)
+        job = self.job(request, offered, limits)
         self._turns.get()
         try:
             with self._admit():
@@ -128,7 +128,7 @@ class LocalExecutor:
 
     # Request -> job
 
-    def _job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
+    def job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
         staged: dict[str, Staged] = {}
         for path, entry in (*request.inputs.items(), *((p, e.as_input()) for p, e in offered.items())):
             for item in self._stage(path, entry):

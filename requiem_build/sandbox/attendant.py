@@ -28,16 +28,19 @@ main()
 
 
 class Attendant:
-    """Raises EOFError when the worker ends before it has answered `setup`; `greeting` is that answer."""
+    """Raises EOFError when the worker ends before it has answered `setup`; `greeting` is that answer.
 
-    def __init__(self, module: str, setup: Mapping[str, Any]) -> None:
+    `before` are words that go before the worker's own command: a program that executes what follows it.
+    """
+
+    def __init__(self, module: str, setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> None:
         self._sending = threading.Lock()
         self._ending = threading.Lock()
         self._number = 0
         self._running = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._pid = _spawn(module, theirs.fileno())
+            self._pid = _spawn(module, theirs.fileno(), before)
         except BaseException:
             ours.close()
             raise
@@ -105,7 +108,7 @@ class Attendant:
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _spawn(module: str, end: int) -> int:
+def _spawn(module: str, end: int, before: tuple[str, ...]) -> int:
     code = _START.format(folder=os.path.dirname(os.path.abspath(__file__)), module=module)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -113,6 +116,6 @@ def _spawn(module: str, end: int) -> int:
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
         (os.POSIX_SPAWN_DUP2, end, 3),
     ]
-    arguments = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
+    arguments = [*before, sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
     # A session of its own: Ctrl-C in the terminal is for the engine, which then decides.
-    return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions, setsid=True)
+    return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions, setsid=True)

@@ -53,6 +53,13 @@ class Job:
     fresh: bool = False
     """A view of its own is wanted, also where one that was reset would do (they are to give the same result)."""
     limits: Limits = field(default_factory=Limits)
+    backdrop: str | None = None
+    """An absolute host directory that is seen through the workspace, wherever nothing is staged: to observe a step.
+
+    What the step writes is kept apart from it. `workspace_fd` then holds only what was staged and written.
+    """
+    hidden: Sequence[str] = ()
+    """What of the backdrop is absent."""
 
 
 @dataclass(slots=True)

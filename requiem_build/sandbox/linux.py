@@ -45,7 +45,8 @@ class StrictSandbox:
     something. One that does not exist yet, or is replaced later, costs a new worker when a job needs it.
     `network` is `none` or `host`, for all jobs of this sandbox. What a job sees is the same by both means: a view
     of its own, or, for small inputs, one that was reset and verified (`reused.py`) unless `reuse` is False. A
-    `perturbation` is for results that are thrown away: each job then has a view of its own.
+    `perturbation` is for results that are thrown away: each job then has a view of its own. `before` goes before the
+    worker's command, to trace it.
     """
 
     level = "strict"
@@ -58,6 +59,7 @@ class StrictSandbox:
         network: str = "none",
         reuse: bool = True,
         perturbation: Perturbation = STILL,
+        before: tuple[str, ...] = (),
     ) -> None:
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
@@ -65,6 +67,7 @@ class StrictSandbox:
         assert all(path.startswith("/") for path in self._wanted)
         self._network = network
         self._here = perturbation
+        self._before = before
         self._reuse = reuse and perturbation == STILL
         self._host = _require_host()
         self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
@@ -176,7 +179,7 @@ class StrictSandbox:
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
         plan = plan_boot(self._host, list(self._areas), self._network, here=self._here)
-        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None})
+        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None}, self._before)
 
     def _boot_reused(self) -> Attendant:
         plan = plan_boot(self._host, [], self._network, self._filter)
@@ -216,9 +219,9 @@ class Spare:
             self._made.end()
 
 
-def _boot(setup: Mapping[str, Any]) -> Attendant:
+def _boot(setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> Attendant:
     try:
-        attendant = Attendant("worker", setup)
+        attendant = Attendant("worker", setup, before)
     except (EOFError, OSError) as error:
         raise _unavailable("start", getattr(error, "errno", None) or 0, "the worker ended at once") from error
     if attendant.greeting[0] != "ready":

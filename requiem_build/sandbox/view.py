@@ -261,17 +261,32 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
         for what in shown.values():
             what.files.reverse()
     borrowed, attached = _plan_areas(shown, here)
+    if job.backdrop is not None:
+        borrowed.append((len(borrowed), find_area(job.backdrop, areas), False))
     tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
         ("tmpfs", here.workspace, "mode=0755"),
-        ("enter_workspace", here.workspace),
+        ("enter_workspace" if job.backdrop is None else "enter_upper", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", here.home, 0o755),
-        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp", "/dev/shm"), here),
     ]
+    shared = ("tmpfs", "/dev/shm", "mode=1777")
+    made = (here.home, "/tmp", "/dev/shm")
+    if job.backdrop is None:
+        plan += plan_staging(job, (*attached, shared), made, here)
+    else:
+        plan += plan_staging(job, (), made[:2], here)
+        plan += [("hide", path) for path in job.hidden]
+        plan += [
+            ("attach", len(borrowed) - 1, _STAGING),
+            ("show_backdrop", _STAGING, here.workspace),
+            ("detach", _STAGING),
+            *attached,
+            shared,
+        ]
     if landlock:
         plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))
     return plan + _plan_perturbation(here)
@@ -305,7 +320,7 @@ def plan_staging(
 
 def fits_one_view(job: Job) -> bool:
     """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
-    if job.fresh or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
+    if job.fresh or job.backdrop is not None or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
         return False
     if any(item.source is not None for item in job.staged):
         return False
@@ -343,6 +358,7 @@ def job_sources(job: Job) -> list[str]:
     """Every host path of which the job is shown something."""
     sources = [os.path.normpath(mount.source) for mount in job.mounts]
     sources += [item.source for item in job.staged if item.source is not None]
+    sources += [job.backdrop] if job.backdrop is not None else []
     return [*sources, job.stdin] if isinstance(job.stdin, str) else sources
 
 
