@@ -42,6 +42,8 @@ class Told:
     failure: str
     stdout: bytes
     stderr: bytes
+    depfiles: dict[str, bytes]
+    """What it made that is named as a depfile is, with its content."""
 
 
 class Observer:
@@ -54,8 +56,12 @@ class Observer:
         self._graph = Graph(plan)
         self._strace = find_strace()
 
-    def observe(self, part: Part) -> tuple[Observation, Told]:
-        """Raises EnvironmentFault where a step cannot be observed, Interrupted."""
+    def observe(self, part: Part, *, make_parents: bool = False) -> tuple[Observation, Told]:
+        """Raises EnvironmentFault where a step cannot be observed, Interrupted.
+
+        With `make_parents` a directory that it wanted to write into and that is not there is made, as those of
+        declared outputs are.
+        """
         declared = self._declared(part)
         job = self._stage.job(part)
         base = self._with_backdrop(job, part.instance)
@@ -67,6 +73,10 @@ class Observer:
             runs += 1
             seen = self._judge(part, told, declared, set(hidden))
             seen.runs = runs
+            missing = self._missing_parents(told) - set(base.directories) if make_parents and told.failure else set()
+            if missing and runs < RUNS_MAX:
+                base = replace(base, directories=sorted({*base.directories, *missing}))
+                continue
             in_its_way = [path for path in self._overwritten(told, part) if path not in hidden]
             if first is not None and told.failure and not first[1].failure:
                 seen, told = first  # It cannot do without what it changes.
@@ -155,6 +165,7 @@ class Observer:
                 finished = sandbox.run(job)
                 try:
                     made = sorted(_left(finished.workspace_fd))
+                    depfiles = _read_depfiles(finished.workspace_fd, made)
                 finally:
                     finished.close()
             finally:
@@ -181,6 +192,7 @@ class Observer:
             describe(finished, part.instance.limits),
             finished.stdout,
             finished.stderr,
+            depfiles,
         )
 
     def _raise_if_interrupted(self) -> None:
@@ -200,6 +212,11 @@ class Observer:
                 if path not in staged and os.path.lexists(full) and not os.path.isdir(full):
                     found[path] = None
         return [*found]
+
+    def _missing_parents(self, told: Told) -> set[str]:
+        """Directories of the workspace that are not there and in which it wanted to write."""
+        parents = {posixpath.dirname(_inside(a.path)) for a in told.accesses if a.wanted == WROTE and a.error == "ENOENT"}
+        return {path for path in parents if path and _is_text(path) and not os.path.lexists(self._full(path))}
 
     def _declared(self, part: Part) -> Declared:
         outputs = (*part.instance.outputs, *([escape(part.instance.depfile)] if part.instance.depfile else []))
@@ -312,6 +329,16 @@ def _covering(outputs: Sequence[str]) -> Callable[[str], bool]:
         )
 
     return covers
+
+
+def _read_depfiles(workspace: int, made: Sequence[str]) -> dict[str, bytes]:
+    found = {}
+    for path in made:
+        if path.endswith(".d"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=workspace)
+            with os.fdopen(descriptor, "rb") as file:
+                found[path] = file.read(_READ_FOR_MAX)
+    return found
 
 
 def _left(workspace: int) -> Iterator[str]:

@@ -21,7 +21,7 @@ from . import build as builds
 from . import plans
 from .options import Options
 from .rerun import Beside
-from .site import Site, boot_sandbox, find_site, open_view, question_of
+from .site import Site, boot_sandbox, find_site, prepare_dot, question_of, working_store
 from .stamps import Stamps
 from .workspace import InputChanged, Workspace
 
@@ -86,20 +86,24 @@ class Stage:
 
     def __init__(self, site: Site) -> None:
         self.site = site
-        self.store: Store = open_view(site)
+        prepare_dot(site.dot)
+        self.store: Store = working_store(site)
         self.scratch = tempfile.mkdtemp(prefix="requiem-stage-")
         os.chmod(self.scratch, 0o755)  # The sandbox's own user is shown files of it.
         self.blobs = Blobs(Beside(self.store.objects, Path(self.scratch, "store")))
         self.workspace = Workspace(site.root, Stamps(keep=self.blobs.hold), self.blobs)
         self.running: Sandbox | None = None
         self.signal: int | None = None
+        self._lease = self.store.lease()
 
     def __enter__(self) -> Stage:
+        self._lease.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.running is not None:
             self.running.close()
+        self._lease.__exit__(None, None, None)
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def interrupt(self, number: int) -> None:
