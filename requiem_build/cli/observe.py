@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..core.observation import Observation
     from ..engine.observing import Told
     from ..engine.options import Options
+    from ..engine.rehearsal import Scene
 
 SHOWN_MAX = 20
 
@@ -34,16 +35,16 @@ class NeededFailed(RequiemError):
 @click.pass_context
 def command(context: click.Context, step: str, profile: str | None, set_: tuple[str, ...]) -> int:
     """Run a step traced, and say what it read, looked for and wrote beyond its declaration, and what of that it never read."""
-    from ..core.observation import SCHEMA, readable
+    from ..core.observation import SCHEMA
 
     shared: Globals = context.obj
-    found = observed(shared, observing_options(shared, profile, set_), step)
+    _, found = observed_parts(shared, observing_options(shared, profile, set_), step)
     if shared.json:
         answer = {"schema": SCHEMA, "steps": [seen.as_json() for seen, _ in found]}
         write_out(json.dumps(answer, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     else:
         for seen, told in found:
-            _show(seen, told, shared, readable)
+            _show(seen, told, shared)
     return 1 if any(seen.failure for seen, _ in found) else 0
 
 
@@ -54,7 +55,7 @@ def observing_options(shared: Globals, profile: str | None, set_: tuple[str, ...
     )
 
 
-def observed(shared: Globals, options: Options, step: str) -> list[tuple[Observation, Told]]:
+def observed_parts(shared: Globals, options: Options, step: str) -> tuple[Scene, list[tuple[Observation, Told]]]:
     """Every instance of a step, observed in plan order."""
     from ..engine.observing import Observer
     from ..engine.rehearsal import Stage, set_scene
@@ -70,7 +71,7 @@ def observed(shared: Globals, options: Options, step: str) -> list[tuple[Observa
             if len(scene.parts) > 1 and not shared.quiet and not shared.json:
                 write_err(f"observing {plain(part.instance.name)}\n")
             found.append(observer.observe(part))
-    return found
+    return scene, found
 
 
 def build_needed(options: Options, shared: Globals) -> None:
@@ -82,11 +83,11 @@ def build_needed(options: Options, shared: Globals) -> None:
         raise error
 
 
-def _show(seen: Observation, told: Told, shared: Globals, readable: object) -> None:
-    from ..core.observation import readable as words
+def _show(seen: Observation, told: Told, shared: Globals) -> None:
+    from ..core.observation import readable
 
     def name(path: str) -> str:
-        return plain(words(path).replace("\n", "\\n"))
+        return plain(readable(path).replace("\n", "\\n"))
 
     ending = f"failed: {seen.failure}" if seen.failure else "succeeded"
     times = f", in {seen.runs} runs" if seen.runs > 1 else ""

@@ -153,11 +153,14 @@ def _declare(block: Block, instance: Instance, seen: Observation, told: Told, si
     notes = [f"{each.path} is on this host and the step does not see it: {each.line}" for each in seen.outside]
     made = [path for path in told.made if not _is_clutter(path)]
     used = _inputs(seen, instance, block, notes)
-    odd = [path for path in (*made, *used) if not _can_be_written(path)]
-    for path in odd:
-        notes.append(f"{readable(path)!r} is no name that a manifest can hold")
+    unnamable = next((path for path in used if not _can_be_written(path)), None)
+    if unnamable is not None:
+        raise UsageError(
+            f"the command reads {readable(unnamable)!r}, a name that no manifest can hold", hint="rename the file"
+        )
+    odd = [path for path in made if not _can_be_written(path)]
+    notes += [f"{readable(path)!r}, which it made, is no name that a manifest can hold" for path in odd]
     made = [path for path in made if path not in odd]
-    used = [path for path in used if path not in odd]
     depfile = _depfile(told, used)
     present = _present(site.root, {posixpath.dirname(path) for path in (*made, *used)})
     if depfile is not None:
