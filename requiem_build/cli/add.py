@@ -15,7 +15,7 @@ from .observe import observing_options
 SCHEMA = "requiem.add/1"
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command()
 @click.argument("name")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- CMD...")
 @click.option("-n", "--dry-run", "dry_run", is_flag=True, help="Print the step, and write nothing.")
@@ -27,9 +27,6 @@ def command(context: click.Context, name: str, words: tuple[str, ...], dry_run: 
     from ..sandbox.strace import find_strace
 
     shared: Globals = context.obj
-    while words[:1] == ("-n",) or words[:1] == ("--dry-run",):  # Flags may stand behind the name, before `--`.
-        dry_run, words = True, words[1:]
-    words = words[1:] if words[:1] == ("--",) else words
     if not words:
         raise UsageError("a command is needed", hint="requiem add NAME -- CMD...")
     find_strace()

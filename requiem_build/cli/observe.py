@@ -50,9 +50,7 @@ def command(context: click.Context, step: str, profile: str | None, set_: tuple[
 
 def observing_options(shared: Globals, profile: str | None, set_: tuple[str, ...]) -> Options:
     """Observing needs the walls of strict, whatever the step's own level is."""
-    return make_options(
-        shared, mode="turbo", jobs=None, profile=profile, sets=parse_sets(set_), sandbox="strict"
-    )
+    return make_options(shared, mode="turbo", jobs=None, profile=profile, sets=parse_sets(set_), sandbox="strict")
 
 
 def observed_parts(shared: Globals, options: Options, step: str) -> tuple[Scene, list[tuple[Observation, Told]]]:
@@ -96,19 +94,29 @@ def _show(seen: Observation, told: Told, shared: Globals) -> None:
         tail = told.stderr.decode("utf-8", "replace").rstrip().splitlines()[-5:]
         write_err("".join(f"    {plain(line)}\n" for line in tail))
     most = None if shared.verbose else SHOWN_MAX
-    _list("used and not declared:", [
-        f"{name(each.path)}  ({', '.join(sorted(each.how))}"
-        + (f"; made by {plain(each.made_by)}" if each.made_by else "")
-        + f")  {plain(each.line)}"
-        for each in seen.undeclared
-    ], most)
-    _list("on this host, and not to be seen by the step:", [
-        f"{name(each.path)}  {plain(each.line)}" for each in seen.outside
-    ], most)
+    _list(
+        "used and not declared:",
+        [
+            f"{name(each.path)}  ({', '.join(sorted(each.how))}"
+            + (f"; made by {plain(each.made_by)}" if each.made_by else "")
+            + f")  {plain(each.line)}"
+            for each in seen.undeclared
+        ],
+        most,
+    )
+    _list(
+        "on this host, and not to be seen by the step:",
+        [f"{name(each.path)}  {plain(each.line)}" for each in seen.outside],
+        most,
+    )
     _list("changed, though it is no output of the step:", [name(path) for path in seen.changed], most)
     _list("made and not declared (dropped after each run):", [name(path) for path in seen.made], most)
     _list("refused:", [f"{name(path)}  ({error})" for path, error in seen.refused], most)
-    _list("declared and never read:", [f"{name(path)}  (requiem tighten {plain(seen.step)})" for path in seen.unused], most)
+    _list(
+        "declared and never read:",
+        [f"{name(path)}  (requiem tighten {plain(seen.step)})" for path in seen.unused],
+        most,
+    )
     _list("looked for in vain:", [name(path) for path in seen.absent], most)
     if shared.verbose:
         _list("directories listed:", [name(path) for path in seen.listed], most)

@@ -108,9 +108,7 @@ def add_named(text: str, path: KeyPath, name: str, items: Sequence[str]) -> str:
 
 def patch(name: str, old: str, new: str) -> str:
     """A unified diff that patch(1) and git apply take. Lines end at newlines and nowhere else."""
-    lines = list(
-        difflib.unified_diff(_lines(old), _lines(new), f"a/{name}", f"b/{name}", n=3, lineterm="\n")
-    )
+    lines = list(difflib.unified_diff(_lines(old), _lines(new), f"a/{name}", f"b/{name}", n=3, lineterm="\n"))
     return "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
 
 

@@ -141,7 +141,12 @@ def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: 
     """Its program and whatever else it reads is seen through the backdrop: nothing is declared yet."""
     bare = replace(instance, inputs=(), needs=(), after=())
     surroundings = Surroundings(
-        site.root, plan.roots, stage.workspace.stamps, lambda: system_digest(site.cache_home), lookup, options.environment
+        site.root,
+        plan.roots,
+        stage.workspace.stamps,
+        lambda: system_digest(site.cache_home),
+        lookup,
+        options.environment,
     )
     maker = RequestMaker(stage.workspace, surroundings, host_platform(), "strict")
     asked = maker.make(bare, Inputs({}, frozenset(), {}), instance.command, {})

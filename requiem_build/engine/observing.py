@@ -215,7 +215,9 @@ class Observer:
 
     def _missing_parents(self, told: Told) -> set[str]:
         """Directories of the workspace that are not there and in which it wanted to write."""
-        parents = {posixpath.dirname(_inside(a.path)) for a in told.accesses if a.wanted == WROTE and a.error == "ENOENT"}
+        parents = {
+            posixpath.dirname(_inside(a.path)) for a in told.accesses if a.wanted == WROTE and a.error == "ENOENT"
+        }
         return {path for path in parents if path and _is_text(path) and not os.path.lexists(self._full(path))}
 
     def _declared(self, part: Part) -> Declared:
@@ -348,4 +350,3 @@ def _left(workspace: int) -> Iterator[str]:
             mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
             if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
                 yield os.path.normpath(f"{folder}/{name}")
-

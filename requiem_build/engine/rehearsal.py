@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from ..core.instance import Instance, Plan
 from ..core.request import Request
 from ..executors.blobs import Blobs
 from ..executors.local import SYSTEM_ROOT, LocalExecutor
-from ..sandbox.base import Job, Sandbox
+from ..sandbox.base import Finished, Job, Sandbox
 from ..store.layout import Store
 from . import build as builds
 from . import plans
@@ -47,7 +48,9 @@ class Scene:
 def members(options: Options, step: str) -> tuple[Site, Plan, tuple[str, ...]]:
     """The instances that a name means, and all that the manifest says. Raises UnknownName, UsageError."""
     site = find_site(options)
-    planned = plans.obtain(site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots)
+    planned = plans.obtain(
+        site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots
+    )
     instances = planned.plan.instances
     found = tuple(name for name, each in instances.items() if step in (name, each.step) and not each.is_group)
     if not found:
@@ -68,9 +71,7 @@ def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> 
     def keep(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
         asked[name] = (request, dict(offered))
 
-    builds.build(
-        replace(options, targets=(step,), dry_run=True, mode="repro", cache="rw"), lambda _: None, asked=keep
-    )
+    builds.build(replace(options, targets=(step,), dry_run=True, mode="repro", cache="rw"), lambda _: None, asked=keep)
     for name in names:
         if name not in asked:
             raise EnvironmentFault(
@@ -148,3 +149,14 @@ class Stage:
         )
         return self.running
 
+
+def left_behind(finished: Finished, job: Job) -> list[str]:
+    """Files and links of a finished job's workspace that were not staged, and those that were changed."""
+    staged = {item.path for item in job.staged}
+    found = []
+    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=finished.workspace_fd, follow_symlinks=False):
+        for name in (*names, *directories):
+            path = os.path.normpath(f"{folder}/{name}")
+            if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode) and path not in staged:
+                found.append(path)
+    return sorted({*found, *finished.changed})

@@ -71,7 +71,9 @@ class _Tightening:
             self._add(needed)
         self._found.removed.reverse()
         self._found.patch = "".join(
-            patch(path, self._texts[path], new) for path, new in sorted(self._changed.items()) if new != self._texts[path]
+            patch(path, self._texts[path], new)
+            for path, new in sorted(self._changed.items())
+            if new != self._texts[path]
         )
         return self._found
 
@@ -199,5 +201,3 @@ def _spelled(path: KeyPath) -> str:
     from ..core.locate import spelled_path
 
     return spelled_path(path)
-
-

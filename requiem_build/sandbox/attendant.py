@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.errors import EnvironmentFault
@@ -54,14 +54,23 @@ class Attendant:
             self.end()
             raise
 
-    def run(self, job: Mapping[str, Any]) -> tuple[tuple[Any, ...], int]:
-        """The worker's answer and the descriptor that came with it, or -1. Whatever is raised, the worker is ended."""
+    def run(
+        self, job: Mapping[str, Any], on_terminal: Callable[[int], None] | None = None
+    ) -> tuple[tuple[Any, ...], int]:
+        """The worker's answer and the descriptor that came with it, or -1. Whatever is raised, the worker is ended.
+
+        `on_terminal` is given the terminal that comes before the answer of a job that has one.
+        """
         try:
             with self._sending:
                 self._number += 1
                 self._running = True
                 self._channel.send(("run", {"number": self._number, **job}))
-            return self._channel.receive()
+            answer, descriptor = self._channel.receive()
+            if answer[0] == "terminal" and on_terminal is not None:
+                on_terminal(descriptor)
+                answer, descriptor = self._channel.receive()
+            return answer, descriptor
         except (EOFError, OSError) as error:
             raise EnvironmentFault(
                 "the sandbox's worker died",

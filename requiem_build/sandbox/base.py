@@ -60,6 +60,8 @@ class Job:
     """
     hidden: Sequence[str] = ()
     """What of the backdrop is absent."""
+    on_terminal: Callable[[int], None] | None = None
+    """Then a terminal of the step's own is its input and outputs; called with the descriptor of its other side."""
 
 
 @dataclass(slots=True)

@@ -112,7 +112,7 @@ class StrictSandbox:
         else:
             attendant = self._current(job)
             plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
-            answer, workspace = attendant.run(_message(job, plan, self._here))
+            answer, workspace = attendant.run(_message(job, plan, self._here), job.on_terminal)
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
@@ -239,6 +239,7 @@ def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) 
         "rlimits": plan_rlimits(job.limits),
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,
+        "terminal": None if job.on_terminal is None else "",
     }
 
 

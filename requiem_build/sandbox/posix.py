@@ -68,8 +68,12 @@ class ProcessSandbox:
         with _host_errors():
             stamps = self._stage(job)
             workspace = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        terminal = -1
         try:
             limits = replace(job.limits, processes=None)  # It would count every process of this user.
+            if job.on_terminal is not None:
+                other_side, terminal = os.openpty()
+                job.on_terminal(other_side)
             answer, _ = self._attendant.run(
                 {
                     "command": list(job.command),
@@ -79,12 +83,16 @@ class ProcessSandbox:
                     "rlimits": plan_rlimits(limits),
                     "timeout_ms": limits.timeout_ms,
                     "max_output_bytes": job.max_output_bytes,
+                    "terminal": None if terminal < 0 else os.ttyname(terminal),
                 }
             )
             finished = name_ending(answer[1], limits, workspace)
         except BaseException:
             os.close(workspace)
             raise
+        finally:
+            if terminal >= 0:
+                os.close(terminal)
         finished.protection = self.protection
         finished.changed = tuple(path for path, stamp in stamps.items() if _look(path, workspace) != stamp)
         return finished

@@ -50,7 +50,10 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
     try:
         if job["rlimits"]:
             return _fork_and_execute(program, job, stdin, out, err)
-        actions = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
+        if job.get("terminal"):  # The first one that the leader of a session opens becomes its own.
+            actions = [(os.POSIX_SPAWN_OPEN, 0, job["terminal"], os.O_RDWR, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, 0, new) for new in (1, 2)]
         return os.posix_spawn(
             program,
             job["command"],
@@ -93,6 +96,8 @@ def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, e
         try:
             os.setsid()
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if job.get("terminal"):
+                stdin = out = err = os.open(job["terminal"], os.O_RDWR)
             for number, descriptor in enumerate((stdin, out, err)):
                 os.dup2(descriptor, number)
             for which, soft, hard in job["rlimits"]:

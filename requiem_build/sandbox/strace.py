@@ -15,13 +15,13 @@ from ..core.errors import EnvironmentFault
 from ..core.observation import EXECUTED, LISTED, LOOKED, READ, WROTE, Access
 
 _OPENING = frozenset({"open", "openat", "openat2", "creat"})
-_LOOKING = frozenset(
-    "stat stat64 lstat lstat64 newfstatat fstatat64 statx access faccessat faccessat2 readlink readlinkat statfs "
-    "statfs64 getxattr lgetxattr listxattr llistxattr name_to_handle_at chdir".split()
+_LOOKING = re.compile(
+    r"l?stat(64)?|newfstatat|fstatat64|statx|f?accessat2?|access|readlink(at)?|statfs(64)?|l?(get|list)xattr"
+    r"|name_to_handle_at|chdir"
 )
-_CHANGING = frozenset(
-    "mkdir mkdirat mknod mknodat unlink unlinkat rmdir truncate truncate64 chmod fchmodat fchmodat2 chown lchown "
-    "fchownat utime utimes utimensat futimesat setxattr lsetxattr removexattr lremovexattr".split()
+_CHANGING = re.compile(
+    r"mkdir(at)?|mknod(at)?|unlink(at)?|rmdir|truncate(64)?|chmod|fchmodat2?|l?chown|fchownat|utimes?|utimensat|futimesat"
+    r"|l?(set|remove)xattr"
 )
 _TWO = {"rename": (0, 1), "renameat": (0, 1), "renameat2": (0, 1), "link": (1,), "linkat": (1,)}
 _TRACED = "trace=%file,%process,chdir,fchdir,getdents64,getdents"
@@ -151,9 +151,9 @@ def _meaning(name: str, arguments: bytes, paths: list[str]) -> Iterator[tuple[st
             yield WROTE, paths[0]
     elif name in ("execve", "execveat"):
         yield EXECUTED, paths[0]
-    elif name in _LOOKING:
+    elif _LOOKING.fullmatch(name):
         yield LOOKED, paths[0]
-    elif name in _CHANGING:
+    elif _CHANGING.fullmatch(name):
         yield WROTE, paths[0]
     elif name in _TWO:
         yield from ((WROTE, paths[index]) for index in _TWO[name] if index < len(paths))

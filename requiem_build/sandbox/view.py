@@ -320,7 +320,13 @@ def plan_staging(
 
 def fits_one_view(job: Job) -> bool:
     """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
-    if job.fresh or job.backdrop is not None or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
+    if (
+        job.fresh
+        or job.backdrop is not None
+        or job.mounts
+        or isinstance(job.stdin, str)
+        or job.limits.tmp_bytes is not None
+    ):
         return False
     if any(item.source is not None for item in job.staged):
         return False
