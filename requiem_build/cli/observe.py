@@ -34,7 +34,7 @@ class NeededFailed(RequiemError):
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
 @click.pass_context
 def command(context: click.Context, step: str, profile: str | None, set_: tuple[str, ...]) -> int:
-    """Run a step traced, and say what it read, looked for and wrote beyond its declaration, and what of that it never read."""
+    """Run a step traced, and say what it used beyond its declaration, and what it declared and never read."""
     from ..core.observation import SCHEMA
 
     shared: Globals = context.obj
@@ -74,7 +74,7 @@ def observed_parts(shared: Globals, options: Options, step: str) -> tuple[Scene,
 
 def build_needed(options: Options, shared: Globals) -> None:
     """What must be there before a step can be tried. Raises NeededFailed."""
-    report = run_build(replace(options, sandbox=None), replace(shared, quiet=True, json=False))
+    report = run_build(options, replace(shared, quiet=True, json=False))
     if report.exit_code:
         error = NeededFailed("a step that is needed first did not succeed")
         error.exit_code = report.exit_code

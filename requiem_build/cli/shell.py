@@ -48,7 +48,7 @@ def command(
 
     shared: Globals = context.obj
     options = make_options(shared, mode="turbo", jobs=None, profile=profile, sets=parse_sets(set_), sandbox=sandbox)
-    scene = set_scene(options, step, lambda wanted: build_needed(replace(wanted, sandbox=sandbox), shared))
+    scene = set_scene(options, step, lambda wanted: build_needed(wanted, shared))
     if len(scene.parts) > 1:
         names = ", ".join(part.instance.name for part in scene.parts[:5])
         raise UsageError(f'"{step}" is {len(scene.parts)} instances', facts=[("instances", names)], hint="name one")

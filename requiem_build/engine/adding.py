@@ -24,13 +24,11 @@ from ..core.observation import EXECUTED, LOOKED, READ, Observation, readable
 from ..core.patterns import NEVER, BadPattern, compile_pattern, escape, is_never
 from ..core.plan import make_plan
 from ..executors.depfile import parse_depfile
-from ..sandbox.system import lookup, system_digest
 from .observing import Observer, Told
 from .options import Options
-from .rehearsal import Part, Stage
+from .rehearsal import Part, Stage, surroundings_of
 from .requests import Inputs, RequestMaker
 from .site import Site, find_site, host_platform, question_of
-from .surroundings import Surroundings
 from .workspace import Files, WorkspaceListing
 
 _WORD = re.compile(r"[^\s'\"();|&<>]+")
@@ -140,14 +138,7 @@ def add(site: Site, options: Options, block: Block, plan: Plan, stage: Stage) ->
 def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: Plan) -> Part:
     """Its program and whatever else it reads is seen through the backdrop: nothing is declared yet."""
     bare = replace(instance, inputs=(), needs=(), after=())
-    surroundings = Surroundings(
-        site.root,
-        plan.roots,
-        stage.workspace.stamps,
-        lambda: system_digest(site.cache_home),
-        lookup,
-        options.environment,
-    )
+    surroundings = surroundings_of(site, plan, options, stage.workspace.stamps)
     maker = RequestMaker(stage.workspace, surroundings, host_platform(), "strict")
     asked = maker.make(bare, Inputs({}, frozenset(), {}), instance.command, {})
     return Part(bare, asked.request, {})

@@ -34,7 +34,7 @@ _READ_FOR_MAX = 1 << 20
 
 @dataclass(slots=True)
 class Told:
-    """One traced run: what was touched, what is left, how it ended. `made` are files, `changed` whatever was written."""
+    """One traced run: what was touched, which files are left, how it ended."""
 
     accesses: list[Access]
     made: list[str]
@@ -117,7 +117,7 @@ class Observer:
         return os.path.join(self._root, path)
 
     def _survey(self) -> tuple[list[str], list[str], list[str]]:
-        """Directories to be made beforehand (what they hold may be written to), what is hushed up, what only root reads.
+        """Directories to be made beforehand (things may be written there), what is hushed up, what only root reads.
 
         The step's user owns nothing of the workspace where root observes.
         """
@@ -226,7 +226,7 @@ class Observer:
             {*part.request.inputs, *([part.instance.stdin.path] if part.instance.stdin else [])},
             set(part.offered),
             _covering(outputs),
-            [root for root in part.request.roots],
+            list(part.request.roots),
         )
 
     def _judge(self, part: Part, told: Told, declared: Declared, hidden: set[str]) -> Observation:

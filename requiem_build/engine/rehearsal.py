@@ -17,6 +17,7 @@ from ..core.request import Request
 from ..executors.blobs import Blobs
 from ..executors.local import SYSTEM_ROOT, LocalExecutor
 from ..sandbox.base import Finished, Job, Sandbox
+from ..sandbox.system import lookup, system_digest
 from ..store.layout import Store
 from . import build as builds
 from . import plans
@@ -24,6 +25,7 @@ from .options import Options
 from .rerun import Beside
 from .site import Site, boot_sandbox, find_site, prepare_dot, question_of, working_store
 from .stamps import Stamps
+from .surroundings import Surroundings
 from .workspace import InputChanged, Workspace
 
 
@@ -61,7 +63,11 @@ def members(options: Options, step: str) -> tuple[Site, Plan, tuple[str, ...]]:
 
 
 def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> Scene:
-    """Builds what a step needs (by `build`, which may raise), and asks what the step itself would be asked."""
+    """Builds what a step needs (by `build`, which may raise), and asks what the step itself would be asked.
+
+    What it needs is built at its own level, whatever `options` say; the step itself is asked at the level that they say.
+    """
+    level, options = options.sandbox, replace(options, sandbox=None)
     site, plan, names = members(options, step)
     needed = {need for name in names for need in (*plan.instances[name].needs, *plan.instances[name].after)}
     if needed - set(names):
@@ -79,7 +85,33 @@ def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> 
                 facts=[("needs", ", ".join(plan.instances[name].needs))],
                 hint="a step that it needs is never remembered (cache = false, or the network without lock)",
             )
-    return Scene(site, plan, tuple(Part(plan.instances[name], *asked[name]) for name in names))
+    parts = [Part(plan.instances[name], *asked[name]) for name in names]
+    if level is not None:
+        surroundings = surroundings_of(site, plan, options, Stamps())
+        parts = [replace(part, request=_at_level(part, level, site, surroundings)) for part in parts]
+    return Scene(site, plan, tuple(parts))
+
+
+def surroundings_of(site: Site, plan: Plan, options: Options, stamps: Stamps) -> Surroundings:
+    return Surroundings(
+        site.root,
+        plan.roots,
+        stamps,
+        system=lambda: system_digest(site.cache_home),
+        lookup=lookup,
+        host_env=options.environment,
+    )
+
+
+def _at_level(part: Part, level: str, site: Site, surroundings: Surroundings) -> Request:
+    instance = part.instance
+    below = os.path.normpath(os.path.join(site.root, instance.cwd))
+    return replace(
+        part.request,
+        policy=replace(part.request.policy, sandbox=level),
+        cwd=instance.cwd if level == "strict" else below,
+        env=surroundings.environment(instance, level),
+    )
 
 
 class Stage:
@@ -121,7 +153,7 @@ class Stage:
                 self.workspace.keep(path, entry)
         except InputChanged as changed:
             raise EnvironmentFault(f'"{changed.path}" changed meanwhile', hint="try again") from None
-        executor = LocalExecutor(self.blobs, lambda request: self.boot(request), workspace=self.site.root)
+        executor = LocalExecutor(self.blobs, self.boot, workspace=self.site.root)
         return executor.job(part.request, part.offered, part.instance.limits)
 
     def _sources(self, part: Part) -> list[tuple[str, Entry]]:

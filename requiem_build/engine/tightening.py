@@ -1,7 +1,7 @@
 """What was observed becomes a change to the manifest: what is never read goes, what is needed comes.
 
-Only what stands in a step's own table is taken away: what it inherits, others inherit too. Each change is planned before
-it is offered; one that makes no manifest is left out, and said.
+Only what stands in a step's own table is taken away: what it inherits, others inherit too. Each change is planned
+before it is offered; one that makes no manifest is left out, and said.
 """
 
 from __future__ import annotations
