@@ -67,6 +67,7 @@ def command(
 
 
 def _run(stage: Stage, part: Part, words: tuple[str, ...], shared: Globals) -> tuple[Finished, list[str]]:
+    from ..engine.keeping import Keeper, wanted
     from ..engine.rehearsal import left_behind
 
     job = _job(stage.job(part), part, words, shared)
@@ -79,6 +80,9 @@ def _run(stage: Stage, part: Part, words: tuple[str, ...], shared: Globals) -> t
         finished = sandbox.run(job)
     try:
         made = left_behind(finished, job) if part.request.policy.sandbox != "none" else []
+        if wanted(shared.environment):
+            keeper = Keeper(stage.site.dot, "all", lambda _: part.instance.name, lambda text: write_err(f"{text}\n"))
+            keeper(part.request, job, finished, failed=True)
     finally:
         finished.close()
     write_bytes(finished.stdout)

@@ -71,7 +71,7 @@ def literal(text: str, *, shell: bool = False) -> str:
 
 
 def grouped(paths: Collection[str], present: Collection[str]) -> list[str]:
-    """Patterns for these paths and nothing else of what is `present`: one for a kind of file where all of it is meant."""
+    """Patterns for these paths and nothing else of what is `present`: one for a kind of file where all is meant."""
     kinds: dict[tuple[str, str], list[str]] = {}
     for path in sorted(paths):
         kinds.setdefault((posixpath.dirname(path), posixpath.splitext(path)[1]), []).append(path)

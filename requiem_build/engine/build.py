@@ -22,7 +22,7 @@ from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
 from ..executors.blobs import Blobs
-from ..executors.local import LocalExecutor
+from ..executors.local import Keep, LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
 from ..store.outbox import Outbox
@@ -310,6 +310,7 @@ class _Run:
             list_undeclared=self.options.verbose,
             maker=self._maker,
             admit=admission or nullcontext,
+            keep=self._keeper(),
         )
         try:
             yield executor
@@ -317,6 +318,27 @@ class _Run:
             executor.close()
             if admission is not None:
                 admission.close()
+
+    def _keeper(self) -> Keep | None:
+        if not self.options.environment.get("REQUIEM_KEEP") or self.options.dry_run:
+            return None
+        from .keeping import Keeper, wanted
+
+        which = wanted(self.options.environment)
+        if not which:
+            return None
+        names: dict[str, str] = {}
+        tell = self.asked
+
+        def note(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
+            names[request.digest] = name
+            if tell is not None:
+                tell(name, request, offered)
+
+        self.asked = note
+        return Keeper(
+            self.site.dot, which, lambda r: names.get(r.digest, r.digest[:12]), lambda t: self.emit(Warned(t))
+        )
 
     def _admission(self) -> Admission | None:
         settings, options = self.site.settings, self.options

@@ -65,7 +65,7 @@ def members(options: Options, step: str) -> tuple[Site, Plan, tuple[str, ...]]:
 def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> Scene:
     """Builds what a step needs (by `build`, which may raise), and asks what the step itself would be asked.
 
-    What it needs is built at its own level, whatever `options` say; the step itself is asked at the level that they say.
+    What it needs is built at its own level; the step itself is asked at the level that `options` say.
     """
     level, options = options.sandbox, replace(options, sandbox=None)
     site, plan, names = members(options, step)
