@@ -23,7 +23,7 @@ from ..engine.options import Options
 from ..engine.ratchet import fallen, parse_ratchet, raised
 from ..engine.reproduce import Examined, Finding, examine
 from ..engine.rerun import CannotRerun, Rerunner
-from ..engine.site import Site, find_site, open_view, question_of, working_store
+from ..engine.site import Site, find_site, open_view, processors, question_of, working_store
 from ..engine.trials import find_clock_library
 from ..engine.verdicts import Known, find_known, level_of, select, settled, verdict_of
 from ..store.layout import Store
@@ -99,7 +99,7 @@ def command(
     with heeding_signals() as heed, Rerunner(site, store, planned.plan.roots) as rerunner:
         heed(rerunner.interrupt)
         work = _Work(shared, site, store, rerunner, runs)
-        with ThreadPoolExecutor(jobs or 2 * len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(jobs or 2 * processors()) as pool:
             known = [find_known(store, name, memory) for name in chosen]
             lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))

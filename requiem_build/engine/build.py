@@ -45,6 +45,7 @@ from .site import (
     find_site,
     host_platform,
     prepare_dot,
+    processors,
     question_of,
     size_max,
     stand_in_notice,
@@ -437,7 +438,7 @@ class _Run:
     def jobs(self) -> int:
         if self.options.mode == "repro" or self.options.dry_run or self.one_job:
             return 1
-        return self.options.jobs or self.site.settings.jobs or len(os.sched_getaffinity(0))
+        return self.options.jobs or self.site.settings.jobs or processors()
 
     def _schedule(self, performer: Performer) -> None:
         plan = self.planned.plan

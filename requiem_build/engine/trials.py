@@ -10,6 +10,7 @@ from ..core.differences.base import Difference
 from ..core.fields import dataclass
 from ..core.policy import UID
 from ..sandbox.perturbation import STILL, Perturbation
+from .site import processors
 
 AGAIN = "again"
 CLOCK = "clock"
@@ -52,7 +53,7 @@ def trials(library: str | None) -> Iterator[Trial]:
         still_clock = Perturbation(clock="+0d", library=library)
         yield Trial(CLOCK, Perturbation(clock=SHIFT, library=library), control=still_clock)
     yield Trial("directory order", Perturbation(newest_last=True))
-    yield Trial("cpu count", Perturbation(cpus=1 if len(os.sched_getaffinity(0)) > 1 else 2))
+    yield Trial("cpu count", Perturbation(cpus=1 if processors() > 1 else 2))
     yield Trial(PARALLELISM, STILL, at_once=AT_ONCE)
     yield Trial("address layout", Perturbation(addresses_vary=True))
     seeds = (("PYTHONHASHSEED", "4711"), ("PERL_HASH_SEED", "0x4711"))

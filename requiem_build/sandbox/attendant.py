@@ -127,4 +127,7 @@ def _spawn(module: str, end: int, before: tuple[str, ...]) -> int:
     ]
     arguments = [*before, sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
     # A session of its own: Ctrl-C in the terminal is for the engine, which then decides.
-    return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions, setsid=True)
+    try:
+        return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions, setsid=True)
+    except NotImplementedError:  # A C library that cannot: older releases of macOS. The worker makes its own session.
+        return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)

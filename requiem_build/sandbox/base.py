@@ -69,8 +69,8 @@ class Finished:
     """What is left when every process of the step is dead.
 
     `workspace_fd` is a directory descriptor of the workspace as the step left it (everything in it is
-    hostile); the caller calls `close` before the sandbox runs its next job. `changed` names staged inputs that
-    the step changed, replaced or removed.
+    hostile), or -1 where there is no such thing (Windows); the caller calls `close` before the sandbox runs its next
+    job. `changed` names staged inputs that the step changed, replaced or removed.
     """
 
     exit_code: int
@@ -97,7 +97,8 @@ class Finished:
 
     def close(self) -> None:
         """The workspace is no longer needed."""
-        os.close(self.workspace_fd)
+        if self.workspace_fd >= 0:
+            os.close(self.workspace_fd)
         if self.on_close is not None:
             self.on_close()
 

@@ -20,6 +20,7 @@ from .base import Finished, Job
 from .ending import name_ending
 from .layout import plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
+from .promises import no_strict
 from .seccomp import make_filter
 from .view import (
     INPUT_MTIME_NS,
@@ -253,7 +254,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _require_host() -> Host:
     if sys.platform != "linux":
-        raise SandboxUnavailable("strict sandboxing needs Linux", hint="run with --sandbox process")
+        raise no_strict(sys.platform)
     machine = os.uname().machine
     if make_filter(machine) is None:
         raise SandboxUnavailable(

@@ -23,6 +23,7 @@ from .base import Finished, Job, Staged
 from .ending import name_ending
 from .layout import plan_directories, plan_rlimits
 from .processes import GRACE_S
+from .promises import NOT_ON_POSIX
 
 _INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
 
@@ -53,13 +54,7 @@ class ProcessSandbox:
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
             "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "timeout"],
-            "not_promised": [
-                "files outside the inputs are hidden",
-                "files of the host are read-only",
-                "limits of processes and tmp",
-                "network is closed",
-                "pid, uid and host name are constant",
-            ],
+            "not_promised": list(NOT_ON_POSIX),
         }
 
     def run(self, job: Job) -> Finished:
