@@ -12,7 +12,7 @@ from ..sandbox.probe import Capability, probe
 from .console import plain, wants_color, write_out
 from .globals import Globals
 
-OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths"})
+OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths", "not promised"})
 """What strict does without where the kernel lacks it; the record says so."""
 
 

@@ -223,3 +223,15 @@ def exit_code(process: Process) -> int:
 def close(process: Process) -> None:
     for handle in process:
         _kernel32().CloseHandle(ctypes.c_void_p(handle))
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is still running."""
+    library = _kernel32()
+    library.OpenProcess.restype = ctypes.c_void_p
+    handle = library.OpenProcess(0x100000, False, pid)  # SYNCHRONIZE
+    if not handle:
+        return False
+    ended = library.WaitForSingleObject(ctypes.c_void_p(handle), 0) != _TIMEOUT
+    library.CloseHandle(ctypes.c_void_p(handle))
+    return not ended
