@@ -32,13 +32,14 @@ class NeededFailed(RequiemError):
 @click.argument("step")
 @click.option("--profile", "profile", help="Use [profiles.NAME].")
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
+@click.option("--declared", "declared", is_flag=True, help="Show it what it declares and no more, as a build does.")
 @click.pass_context
-def command(context: click.Context, step: str, profile: str | None, set_: tuple[str, ...]) -> int:
+def command(context: click.Context, step: str, profile: str | None, set_: tuple[str, ...], declared: bool) -> int:
     """Run a step traced, and say what it used beyond its declaration, and what it declared and never read."""
     from ..core.observation import SCHEMA
 
     shared: Globals = context.obj
-    _, found = observed_parts(shared, observing_options(shared, profile, set_), step)
+    _, found = observed_parts(shared, observing_options(shared, profile, set_), step, as_declared=declared)
     if shared.json:
         answer = {"schema": SCHEMA, "steps": [seen.as_json() for seen, _ in found]}
         write_out(json.dumps(answer, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -53,7 +54,9 @@ def observing_options(shared: Globals, profile: str | None, set_: tuple[str, ...
     return make_options(shared, mode="turbo", jobs=None, profile=profile, sets=parse_sets(set_), sandbox="strict")
 
 
-def observed_parts(shared: Globals, options: Options, step: str) -> tuple[Scene, list[tuple[Observation, Told]]]:
+def observed_parts(
+    shared: Globals, options: Options, step: str, *, as_declared: bool = False
+) -> tuple[Scene, list[tuple[Observation, Told]]]:
     """Every instance of a step, observed in plan order."""
     from ..engine.observing import Observer
     from ..engine.rehearsal import Stage, set_scene
@@ -68,7 +71,7 @@ def observed_parts(shared: Globals, options: Options, step: str) -> tuple[Scene,
         for part in scene.parts:
             if len(scene.parts) > 1 and not shared.quiet and not shared.json:
                 write_err(f"observing {plain(part.instance.name)}\n")
-            found.append(observer.observe(part))
+            found.append(observer.observe(part, as_declared=as_declared))
     return scene, found
 
 

@@ -92,8 +92,15 @@ def grouped(paths: Collection[str], present: Collection[str]) -> list[str]:
     return found
 
 
-def whole_directories(made: Collection[str], present: Collection[str], least: int = 4) -> list[str]:
-    """Outputs: the topmost directories that hold nothing but what was made, if it is much; else the files."""
+WHOLE_MIN = 4
+"""So many files in a directory are said by the directory."""
+
+
+def whole_directories(made: Collection[str], present: Collection[str], own: Collection[str] = ()) -> list[str]:
+    """Outputs: the topmost directories that hold nothing but what was made, if it is much; else the files.
+
+    One of its `own`, which the command made itself, is always said as a whole: it must not be there before.
+    """
     by_folder: dict[str, set[str]] = {}
     for path in made:
         folder = posixpath.dirname(path)
@@ -105,7 +112,7 @@ def whole_directories(made: Collection[str], present: Collection[str], least: in
     for folder in sorted(by_folder):
         mixed = any(path.startswith(folder + "/") for path in others)
         inside = any(folder.startswith(top + "/") for top in tops)
-        if not mixed and not inside and len(by_folder[folder]) >= least:
+        if not mixed and not inside and (folder in own or len(by_folder[folder]) >= WHOLE_MIN):
             tops.append(folder)
     rest = [path for path in made if not any(path.startswith(top + "/") for top in tops)]
     return sorted([*(f"{escape(top)}/" for top in tops), *(escape(path) for path in rest)])

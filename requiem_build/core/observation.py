@@ -184,6 +184,9 @@ def _sort(
         if kind == "dir":
             if LISTED in touched.how:
                 seen.listed.append(path)
+            if touched.hidden and not declared.shows(path) and not _in(path, declared.roots):
+                touched.path += "/"  # Nobody looks into a directory that is not there.
+                seen.undeclared.append(touched)
             continue
         seen.used.add(path)
         if kind is None or declared.outputs(path) or declared.shows(path) or _in(path, declared.roots):

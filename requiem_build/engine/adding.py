@@ -172,7 +172,7 @@ def _declare(block: Block, instance: Instance, seen: Observation, told: Told, si
     asked = _patterns(instance.shown, block.cwd, used, present)
     used = [path for path in used if not any(compile_pattern(pattern)(path) for pattern in asked)]
     block.inputs = [*asked, *grouped(used, present)]
-    block.outputs = whole_directories(made, present)
+    block.outputs = whole_directories(made, present, told.directories)
     if not made and not told.depfiles:
         notes.append("it made no file: it will be remembered by its success and what it prints")
     return notes

@@ -38,6 +38,8 @@ class Told:
 
     accesses: list[Access]
     made: list[str]
+    directories: list[str]
+    """Directories that it made itself."""
     exit_code: int
     failure: str
     stdout: bytes
@@ -56,28 +58,38 @@ class Observer:
         self._graph = Graph(plan)
         self._strace = find_strace()
 
-    def observe(self, part: Part, *, make_parents: bool = False) -> tuple[Observation, Told]:
+    def observe(self, part: Part, *, make_parents: bool = False, as_declared: bool = False) -> tuple[Observation, Told]:
         """Raises EnvironmentFault where a step cannot be observed, Interrupted.
 
-        With `make_parents` a directory that it wanted to write into and that is not there is made, as those of
-        declared outputs are.
+        With `as_declared`, and where the kernel cannot show the workspace, the step sees what it declares and no more:
+        what it then looks for in vain and stands in the workspace is told all the same. With `make_parents` a
+        directory that it wanted to write into and that is not there is made, as those of declared outputs are.
         """
         declared = self._declared(part)
         job = self._stage.job(part)
-        base = self._with_backdrop(job, part.instance)
+        base = job if as_declared else self._with_backdrop(job, part.instance)
         hidden = list(base.hidden)
         first: tuple[Observation, Told] | None = None
         runs = 0
         while True:
-            told = self._run(part, replace(base, hidden=tuple(hidden)))
+            try:
+                told = self._run(part, replace(base, hidden=tuple(hidden)))
+            except EnvironmentFault as fault:
+                if base is job or "show_backdrop" not in dict(fault.facts).get("operation", ""):
+                    raise
+                base = job  # A kernel without overlays for everyone, before 5.11.
+                continue
             runs += 1
             seen = self._judge(part, told, declared, set(hidden))
             seen.runs = runs
+            seen.view = "declared" if base is job else "workspace"
             missing = self._missing_parents(told) - set(base.directories) if make_parents and told.failure else set()
             if missing and runs < RUNS_MAX:
                 base = replace(base, directories=sorted({*base.directories, *missing}))
                 continue
             in_its_way = [path for path in self._overwritten(told, part) if path not in hidden]
+            if base is job:
+                in_its_way = []  # It met none of them.
             if first is not None and told.failure and not first[1].failure:
                 seen, told = first  # It cannot do without what it changes.
                 seen.runs = runs
@@ -164,7 +176,7 @@ class Observer:
                 self._raise_if_interrupted()
                 finished = sandbox.run(job)
                 try:
-                    made = sorted(_left(finished.workspace_fd))
+                    made, directories = _left(finished.workspace_fd)
                     depfiles = _read_depfiles(finished.workspace_fd, made)
                 finally:
                     finished.close()
@@ -188,6 +200,7 @@ class Observer:
         return Told(
             accesses,
             [path for path in made if path not in staged],
+            [path for path in directories if not os.path.lexists(self._full(path)) and path not in job.directories],
             finished.exit_code,
             describe(finished, part.instance.limits),
             finished.stdout,
@@ -240,6 +253,8 @@ class Observer:
             seen.used.add(part.instance.stdin.path)
             seen.unused = [path for path in seen.unused if path != part.instance.stdin.path]
         seen.exit_code, seen.failure = told.exit_code, told.failure
+        if told.failure:
+            seen.unused = []  # Nobody knows what it would have read.
         seen.made = [path for path in told.made if not declared.outputs(path)]
         for touched in seen.undeclared:
             touched.made_by = self._graph.maker(touched.path, ".") if _is_text(touched.path) else None
@@ -343,10 +358,15 @@ def _read_depfiles(workspace: int, made: Sequence[str]) -> dict[str, bytes]:
     return found
 
 
-def _left(workspace: int) -> Iterator[str]:
-    """Files and links below the upper layer; the marks of what was hidden or removed are devices."""
+def _left(workspace: int) -> tuple[list[str], list[str]]:
+    """Files and links below the upper layer, and directories; the marks of what was hidden or removed are devices."""
+    files: list[str] = []
+    found: list[str] = []
     for folder, directories, names, descriptor in os.fwalk(".", dir_fd=workspace, follow_symlinks=False):
         for name in (*names, *directories):
             mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
             if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-                yield os.path.normpath(f"{folder}/{name}")
+                files.append(os.path.normpath(f"{folder}/{name}"))
+            elif stat.S_ISDIR(mode):
+                found.append(os.path.normpath(f"{folder}/{name}"))
+    return sorted(files), sorted(found)
