@@ -43,7 +43,7 @@ def add(project: Project, name: str, *command: str) -> str:
 
 
 def store_of(project: Project) -> list[str]:
-    return sorted(str(path) for folder in ("records", "runs") for path in (project.root / ".cas" / folder).rglob("*"))
+    return sorted(str(path) for path in (project.root / ".cas/records").rglob("*"))
 
 
 def left_over(project: Project) -> list[str]:
