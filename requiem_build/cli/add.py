@@ -7,10 +7,10 @@ import json
 import click
 
 from ..core.errors import UsageError
-from .build import heeding_signals
 from .console import plain, plain_lines, write_err, write_out
 from .globals import Globals
 from .observe import observing_options
+from .running import heeding_signals
 
 SCHEMA = "requiem.add/1"
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from ..core.errors import RequiemError
-from .build import heeding_signals, make_options, parse_sets, run_build
+from ..core.fields import replace
 from .console import plain, write_err, write_out
 from .globals import Globals
+from .running import heeding_signals, make_options, parse_sets, run_build
 
 if TYPE_CHECKING:
     from ..core.observation import Observation

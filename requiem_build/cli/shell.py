@@ -9,16 +9,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from ..core.errors import Interrupted, UsageError
-from .build import heeding_signals, make_options, parse_sets
+from ..core.fields import replace
 from .console import plain, write_bytes, write_err
 from .globals import Globals
 from .observe import build_needed
+from .running import heeding_signals, make_options, parse_sets
 
 if TYPE_CHECKING:
     from ..engine.rehearsal import Part, Stage

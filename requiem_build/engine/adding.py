@@ -14,10 +14,11 @@ import shlex
 import stat
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..core.blocks import Block, grouped, literal, whole_directories
 from ..core.errors import EnvironmentFault, ManifestError, RequiemError, UsageError
+from ..core.fields import replace
 from ..core.instance import Instance, Plan
 from ..core.manifest import Manifest, load_manifest
 from ..core.observation import EXECUTED, LOOKED, READ, Observation, readable

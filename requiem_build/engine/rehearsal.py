@@ -7,11 +7,12 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.entries import Entry
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.fields import replace
 from ..core.instance import Instance, Plan
 from ..core.request import Request
 from ..executors.blobs import Blobs
