@@ -22,10 +22,10 @@ from ..core.fields import replace
 from ..core.instance import Instance, Plan
 from ..core.manifest import Manifest, load_manifest
 from ..core.observation import EXECUTED, LOOKED, READ, Observation, readable
-from ..core.patterns import NEVER, BadPattern, compile_pattern, escape, is_never
+from ..core.patterns import BadPattern, compile_pattern, escape, is_never
 from ..core.plan import make_plan
 from ..executors.depfile import parse_depfile
-from .observing import Observer, Told
+from .observing import SHOWN, Observer, Told
 from .options import Options
 from .rehearsal import Part, Stage, surroundings_of
 from .requests import Inputs, RequestMaker
@@ -190,7 +190,7 @@ def _inputs(seen: Observation, instance: Instance, block: Block, notes: list[str
         never = next((name for name in touched.path.split("/") if is_never(name)), None)
         if never is None:
             found.append(touched.path)
-        elif never in NEVER and never not in (".git", ".requiem", ".cas"):
+        elif never in SHOWN:
             top = touched.path[: touched.path.index(never) + len(never)]
             roots[never.strip(".")] = top
     if roots:

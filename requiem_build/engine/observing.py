@@ -18,7 +18,7 @@ from ..core.errors import EnvironmentFault, Interrupted
 from ..core.fields import replace
 from ..core.instance import Instance, Plan
 from ..core.observation import WROTE, Access, Declared, Observation, Touched, judge
-from ..core.patterns import NEVER, compile_pattern, escape, is_never, is_pattern
+from ..core.patterns import compile_pattern, escape, is_never, is_pattern
 from ..core.policy import WORKSPACE
 from ..core.query import Graph
 from ..executors.local import describe
@@ -28,8 +28,9 @@ from .rehearsal import Part, Stage
 
 RUNS_MAX = 5
 DIRECTORIES_MAX = 50_000
-_SHOWN = frozenset({"node_modules", ".venv", "venv"})
+SHOWN = frozenset({"node_modules", ".venv", "venv"})
 """What no pattern enters and yet a step may well need, as a root."""
+_VERSIONS = frozenset({".git", ".hg", ".svn"})
 _READ_FOR_MAX = 1 << 20
 
 
@@ -146,11 +147,11 @@ class Observer:
                 continue
             for entry in entries:
                 path = f"{place}/{entry.name}" if place else entry.name
-                if is_never(entry.name) and entry.name not in _SHOWN:
+                if is_never(entry.name) and entry.name not in SHOWN:
                     hushed.append(path)
                 elif entry.is_dir(follow_symlinks=False):
                     directories.append(path)
-                    if entry.name not in _SHOWN and len(pending) < DIRECTORIES_MAX:
+                    if entry.name not in SHOWN and len(pending) < DIRECTORIES_MAX:
                         pending.append(path)
                 elif os.geteuid() == 0 and entry.is_file(follow_symlinks=False):
                     seen = entry.stat(follow_symlinks=False)
@@ -257,6 +258,7 @@ class Observer:
         if told.failure:
             seen.unused = []  # Nobody knows what it would have read.
         seen.made = [path for path in told.made if not declared.outputs(path)]
+        seen.undeclared = [each for each in seen.undeclared if not _is_clutter(each.path)]
         for touched in seen.undeclared:
             touched.made_by = self._graph.maker(touched.path, ".") if _is_text(touched.path) else None
             touched.line = self._line(part.instance, touched)
@@ -282,10 +284,12 @@ class Observer:
         return found
 
     def _line(self, instance: Instance, touched: Touched) -> str:
-        root = next((name for name in touched.path.split("/") if name in NEVER), None)
-        if root is not None:
-            top = touched.path[: touched.path.index(root) + len(root)]
-            return f'[roots.{root.strip(".")}] path = "{top}", then roots = ["{root.strip(".")}"] in the step'
+        for root in touched.path.split("/"):
+            if root in SHOWN:
+                top = touched.path[: touched.path.index(root) + len(root)]
+                return f'[roots.{root.strip(".")}] path = "{top}", then roots = ["{root.strip(".")}"] in the step'
+            if root in _VERSIONS:
+                return "no step sees version control: pass what it needs as a variable or a file"
         return f"inputs = [..., {toml_string(input_text(touched.path, instance.step))}]"
 
 
@@ -308,6 +312,11 @@ def outside_line(path: str) -> str:
     directory = posixpath.dirname(path)
     name = "".join(c if c.isalnum() else "-" for c in posixpath.basename(directory)).strip("-") or "root"
     return f'[roots.{name}] path = "{directory}", then roots = ["{name}"] in the step'
+
+
+def _is_clutter(path: str) -> bool:
+    """Caches and Requiem's own directories: hidden, and no loss to anybody."""
+    return any(is_never(name) and name not in SHOWN | _VERSIONS for name in path.split("/"))
 
 
 def _is_text(path: str) -> bool:
