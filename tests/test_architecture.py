@@ -22,7 +22,7 @@ HOMES = {
         f"cli/{name}.py"
         for name in ("attest", "inspect", "keys", "listing", "pack", "replay", "reproduce", "sbom", "unpack", "version")
     }
-    | {"cli/watch.py", "cli/why.py"},
+    | {f"cli/{name}.py" for name in ("add", "observe", "shell", "tighten", "watch", "why")},
     "cryptography": {"store/keys.py"},
     "rich": {"cli/console.py"},
     "zstandard": {"store/encoding.py"},

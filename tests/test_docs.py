@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +44,14 @@ def test_the_sessions_about_the_sandbox_run_as_shown(project: Project, tmp_path:
 @pytest.mark.gcc
 def test_the_sessions_about_why_run_as_shown(project: Project, tmp_path: Path) -> None:
     page = SOURCE / "docs/guide/why.md"
+    project.write("requiem.toml", blocks(page, "toml")[0])
+    run_sessions(page, project, with_command(project, tmp_path))
+
+
+@pytest.mark.userns
+@pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace")
+def test_the_sessions_about_observing_run_as_shown(project: Project, tmp_path: Path) -> None:
+    page = SOURCE / "docs/guide/observe.md"
     project.write("requiem.toml", blocks(page, "toml")[0])
     run_sessions(page, project, with_command(project, tmp_path))
 

@@ -44,6 +44,8 @@ def run(arguments: list[str], *, plain: bool = False) -> int:
         return _bug(error, shared)
     except OSError as error:
         return _fail(_environment_fault(error), shared)
+    except (ImportError, AttributeError, NotImplementedError) as error:
+        return _bug(error, shared) if sys.platform != "win32" else _fail(_not_on_windows(error, arguments), shared)
     except Exception as error:
         return _bug(error, shared)
 
@@ -58,6 +60,15 @@ def _interrupted(shared: Globals) -> int:
 
 def _document(error: RequiemError) -> str:
     return json.dumps({"error": error.as_json(), "ok": False, "schema": "requiem.error/1"}, sort_keys=True) + "\n"
+
+
+def _not_on_windows(error: Exception, words: list[str]) -> EnvironmentFault:
+    """What rests on POSIX is refused there, and not approximated."""
+    return EnvironmentFault(
+        f'"{words[0] if words else "list"}" cannot run on Windows',
+        facts=[("reason", f"it needs what only POSIX systems have: {error}")],
+        hint="use it in WSL 2, where the level strict can be had too; requiem doctor says what there is here",
+    )
 
 
 def _fail(error: RequiemError, shared: Globals) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,6 +10,7 @@ import click
 
 from ..core.errors import UsageError
 from ..core.kinds import duration_ms, size_bytes
+from ..engine.site import processors
 from ..store import gc as collector
 from ..store.audit import Audit, Progress, audit
 from ..store.inventory import about_how_many
@@ -84,7 +84,7 @@ def verify(context: click.Context, repair: bool, jobs: int | None) -> int:
     """Read everything in the store and name exactly what is damaged. Exit 3 if anything is."""
     shared: Globals = context.obj
     store = open_store(shared, read_only=not repair)
-    workers = jobs or len(os.sched_getaffinity(0))
+    workers = jobs or processors()
     with _progress(shared, store) as progress:
         found = audit(store, workers=workers, progress=progress, repair=repair)
     if shared.json:

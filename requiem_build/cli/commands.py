@@ -18,6 +18,10 @@ COMMANDS = {
     "log": ("inspect", "log"),
     "replay": ("replay", "command"),
     "reproduce": ("reproduce", "command"),
+    "observe": ("observe", "command"),
+    "tighten": ("tighten", "command"),
+    "add": ("add", "command"),
+    "shell": ("shell", "command"),
     "clean": ("clean", "command"),
     "doctor": ("doctor", "command"),
     "init": ("init", "command"),
@@ -36,7 +40,7 @@ PLUMBING = {
     "canonical": ("inspect", "canonical"),
     "version": ("version", "command"),
 }
-LATER = frozenset({"add", "graph", "import", "observe", "report", "shell", "tighten"})
+LATER = frozenset({"graph", "import", "report"})
 
 
 class Commands(click.Group):

@@ -17,7 +17,7 @@ from ..sandbox.probe import Capability, probe, probe_limits
 from .console import plain, wants_color, write_out
 from .globals import Globals
 
-OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths", "limits by cgroup"})
+OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths", "limits by cgroup", "not promised"})
 """What strict does without where the kernel lacks it; the record says so."""
 
 

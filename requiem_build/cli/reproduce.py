@@ -23,7 +23,7 @@ from ..engine.options import Options
 from ..engine.ratchet import fallen, parse_ratchet, raised
 from ..engine.reproduce import Examined, Finding, examine
 from ..engine.rerun import CannotRerun, Rerunner
-from ..engine.site import Site, find_site, open_view, question_of, trust_of, working_store
+from ..engine.site import Site, find_site, open_view, processors, question_of, trust_of, working_store
 from ..engine.trials import find_clock_library
 from ..engine.trust import Trust
 from ..engine.verdicts import Known, Levels, find_all_known, fresh_verdict, select, settled, verdict_of
@@ -102,7 +102,7 @@ def command(
     with heeding_signals() as heed, Rerunner(site, store, planned.plan.roots) as rerunner:
         heed(rerunner.interrupt)
         work = _Work(shared, site, store, trust, rerunner, runs)
-        with ThreadPoolExecutor(jobs or 2 * len(os.sched_getaffinity(0))) as pool:
+        with ThreadPoolExecutor(jobs or 2 * processors()) as pool:
             known = find_all_known(store, chosen, memory, site.workspace_id)
             lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))

@@ -18,7 +18,7 @@ KeyPath: TypeAlias = tuple[str | int, ...]
 _SPACE = re.compile(r"[ \t]*")
 _BLANK = re.compile(r"[ \t\r\n]*(?:#[^\n]*[ \t\r\n]*)*")
 _KEY = re.compile(r"""[A-Za-z0-9_-]+|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'[^'\n]*'""")
-_STRING = re.compile(
+STRING = re.compile(
     # Unrolled loops: no possessive quantifiers, which the first releases of Python 3.11 get wrong.
     r'''"""[^"\\]*(?:(?:\\[\s\S]|"(?!""))[^"\\]*)*"{3,5}|\'\'\'[^']*(?:'(?!'')[^']*)*'{3,5}'''
     r"""|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'[^'\n]*'"""
@@ -141,7 +141,7 @@ def _values(text: str, at: int, path: KeyPath, key_at: int) -> Iterator[tuple[Fo
             open_.append((text[at], path, 0))
             at += 1
         else:
-            match = _STRING.match(text, at) or _SCALAR.match(text, at)
+            match = STRING.match(text, at) or _SCALAR.match(text, at)
             if match is None:
                 yield None, -1
                 return

@@ -22,7 +22,7 @@ from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
 from ..executors.blobs import Blobs
-from ..executors.local import LocalExecutor
+from ..executors.local import Keep, LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.system import lookup, system_digest
 from ..store.outbox import Outbox
@@ -46,6 +46,7 @@ from .site import (
     find_site,
     host_platform,
     prepare_dot,
+    processors,
     question_of,
     size_max,
     stand_in_notice,
@@ -335,6 +336,7 @@ class _Run:
             maker=self._maker,
             admit=admission or nullcontext,
             secrets=self.secrets.values,
+            keep=self._keeper(),
         )
         try:
             yield executor
@@ -342,6 +344,27 @@ class _Run:
             executor.close()
             if admission is not None:
                 admission.close()
+
+    def _keeper(self) -> Keep | None:
+        if not self.options.environment.get("REQUIEM_KEEP") or self.options.dry_run:
+            return None
+        from .keeping import Keeper, wanted
+
+        which = wanted(self.options.environment)
+        if not which:
+            return None
+        names: dict[str, str] = {}
+        tell = self.asked
+
+        def note(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
+            names[request.digest] = name
+            if tell is not None:
+                tell(name, request, offered)
+
+        self.asked = note
+        return Keeper(
+            self.site.dot, which, lambda r: names.get(r.digest, r.digest[:12]), lambda t: self.emit(Warned(t))
+        )
 
     def _admission(self) -> Admission | None:
         settings, options = self.site.settings, self.options
@@ -441,7 +464,7 @@ class _Run:
     def jobs(self) -> int:
         if self.options.mode == "repro" or self.options.dry_run or self.one_job:
             return 1
-        return self.options.jobs or self.site.settings.jobs or len(os.sched_getaffinity(0))
+        return self.options.jobs or self.site.settings.jobs or processors()
 
     def _schedule(self, performer: Performer) -> None:
         plan = self.planned.plan

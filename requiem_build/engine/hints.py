@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 
 from ..core.instance import Instance
@@ -28,9 +29,15 @@ _MENTIONS = [
         r"no such file or directory, \w+ ['\"]([^'\"]+)['\"]",
         r"can't open file ['\"]([^'\"]+)['\"]",
         r"No rule to make target ['\"`‘]([^'\"’]+)['\"’]",
+        rf"(?:open|stat|lstat|fork/exec|chdir|read) ({_NAME}): no such file or directory",  # Go
+        rf"({_NAME}) \(No such file or directory",  # Java, xmllint
+        r"couldn't read `?([^`:\n]+)`?: No such file",  # rustc
+        rf"cannot load such file -- ({_NAME})",  # Ruby
+        rf"Can't locate ({_NAME}) in @INC",  # Perl
     )
 ]
 _GENERATED = re.compile(r'^read "(.+)", which step ".+" makes, without declaring it$', re.M)
+_MISSED = re.compile(r"no such file|not found|cannot (?:open|find|load)|can't (?:open|find)|enoent", re.I)
 _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
 _WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
@@ -70,6 +77,8 @@ def for_failure(
         line = _program(name, instance)
         if line:
             found[line] = None
+    if not found and _MISSED.search(text):
+        found[f"requiem observe {shlex.quote(instance.name)} says what it looked for and what of that exists"] = None
     return tuple(found)[:HINTS_MAX]
 
 

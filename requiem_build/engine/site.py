@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,11 @@ def _refuse_link(path: str) -> None:
 
 def host_platform() -> dict[str, str]:
     return {"arch": os.uname().machine, "os": os.uname().sysname.lower()}
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def question_of(site: Site, options: Options) -> plans.Question:
@@ -230,6 +236,10 @@ def boot_sandbox(
     Only `strict` can be perturbed.
     """
     level = request.policy.sandbox
+    if level == "strict" and sys.platform != "linux":
+        from ..sandbox.promises import no_strict
+
+        raise no_strict(sys.platform)
     if level == "strict":
         from ..sandbox.linux import StrictSandbox
         from ..sandbox.perturbation import STILL

@@ -10,6 +10,7 @@ from ..core.differences.base import Difference
 from ..core.fields import dataclass
 from ..core.policy import UID
 from ..sandbox.perturbation import STILL, Perturbation
+from .site import processors
 
 AGAIN = "again"
 CLOCK = "clock"
@@ -59,7 +60,7 @@ def trials(library: str | None) -> Iterator[Trial]:
         moved = Perturbation(clock=SHIFT, library=library, env=_REAL_FILE_TIMES)
         yield Trial(CLOCK, moved, control=still_clock)
     yield Trial("directory order", Perturbation(newest_last=True))
-    yield Trial("cpu count", Perturbation(cpus=1 if len(os.sched_getaffinity(0)) > 1 else 2))
+    yield Trial("cpu count", Perturbation(cpus=1 if processors() > 1 else 2))
     yield Trial(PARALLELISM, STILL, at_once=AT_ONCE)
     yield Trial("address layout", Perturbation(addresses_vary=True))
     yield Trial(HOST_FACTS, Perturbation(other_host=True))

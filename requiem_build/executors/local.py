@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
@@ -35,6 +35,10 @@ SandboxFactory = Callable[[Request], Sandbox]
 SYSTEM_ROOT = "/usr"
 
 
+class Keep(Protocol):
+    def __call__(self, request: Request, job: Job, finished: Finished, *, failed: bool) -> None: ...
+
+
 class LocalExecutor:
     """`boot(request)` makes a sandbox of the request's level and network. Idle strict ones are used again.
 
@@ -54,10 +58,12 @@ class LocalExecutor:
         maker: Callable[[str], str | None] = lambda _: None,
         admit: Callable[[], AbstractContextManager[None]] = nullcontext,
         secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _: {},
+        keep: Keep | None = None,
     ) -> None:
         """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run.
 
-        `secrets(names)` gives the values of all of them, or raises.
+        `secrets(names)` gives the values of all of them, or raises. `keep` is shown what an ended step left, before it
+        goes.
         """
         self.blobs = blobs
         self._boot = boot
@@ -66,6 +72,7 @@ class LocalExecutor:
         self._maker = maker
         self._admit = admit
         self._secrets = secrets
+        self._keep = keep
         self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()  # A semaphore that costs next to nothing.
         for _ in range(jobs):
             self._turns.put(None)
@@ -247,6 +254,8 @@ class LocalExecutor:
             except NotCollected as missing:
                 failure, termination = missing.what, missing.termination
                 undeclared = collector.undeclared(request.outputs, staged)
+        if self._keep is not None:
+            self._keep(request, job, finished, failed=bool(failure))
         if self._list_undeclared and not undeclared:
             undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
         if masker is not None:  # A command, a link or a file can be named by it.

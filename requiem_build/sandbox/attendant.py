@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.errors import EnvironmentFault
@@ -31,16 +31,19 @@ _FILES_ENOUGH = 64
 
 
 class Attendant:
-    """Raises EOFError when the worker ends before it has answered `setup`; `greeting` is that answer."""
+    """Raises EOFError when the worker ends before it has answered `setup`; `greeting` is that answer.
 
-    def __init__(self, module: str, setup: Mapping[str, Any]) -> None:
+    `before` are words that go before the worker's own command: a program that executes what follows it.
+    """
+
+    def __init__(self, module: str, setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> None:
         self._sending = threading.Lock()
         self._ending = threading.Lock()
         self._number = 0
         self._running = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._pid = _spawn(module, theirs.fileno())
+            self._pid = _spawn(module, theirs.fileno(), before)
         except BaseException:
             ours.close()
             raise
@@ -54,14 +57,27 @@ class Attendant:
             self.end()
             raise
 
-    def run(self, job: Mapping[str, Any], descriptor: int | None = None) -> tuple[tuple[Any, ...], int]:
-        """The worker's answer and the descriptor that came with it, or -1. Whatever is raised, the worker is ended."""
+    def run(
+        self,
+        job: Mapping[str, Any],
+        descriptor: int | None = None,
+        on_terminal: Callable[[int], None] | None = None,
+    ) -> tuple[tuple[Any, ...], int]:
+        """The worker's answer and the descriptor that came with it, or -1. Whatever is raised, the worker is ended.
+
+        `descriptor` goes with the job. `on_terminal` is given the terminal that comes before the answer of a job that
+        has one.
+        """
         try:
             with self._sending:
                 self._number += 1
                 self._running = True
                 self._channel.send(("run", {"number": self._number, **job}), descriptor)
-            return self._channel.receive()
+            answer, came = self._channel.receive()
+            if answer[0] == "terminal" and on_terminal is not None:
+                on_terminal(came)
+                answer, came = self._channel.receive()
+            return answer, came
         except (EOFError, OSError) as error:
             raise EnvironmentFault(
                 "the sandbox's worker died",
@@ -108,7 +124,7 @@ class Attendant:
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
-def _spawn(module: str, end: int) -> int:
+def _spawn(module: str, end: int, before: tuple[str, ...]) -> int:
     code = _START.format(folder=os.path.dirname(os.path.abspath(__file__)), module=module)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -116,9 +132,12 @@ def _spawn(module: str, end: int) -> int:
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
         (os.POSIX_SPAWN_DUP2, end, 3),
     ]
-    arguments = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
+    arguments = [*before, sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
     # A session of its own: Ctrl-C in the terminal is for the engine, which then decides.
-    return os.posix_spawn(sys.executable, arguments, {}, file_actions=actions, setsid=True)
+    try:
+        return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions, setsid=True)
+    except NotImplementedError:  # A C library that cannot: older releases of macOS. The worker makes its own session.
+        return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions)
 
 
 def _why_it_may_have_died() -> str:

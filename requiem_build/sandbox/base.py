@@ -53,6 +53,15 @@ class Job:
     fresh: bool = False
     """A view of its own is wanted, also where one that was reset would do (they are to give the same result)."""
     limits: Limits = field(default_factory=Limits)
+    backdrop: str | None = None
+    """An absolute host directory that is seen through the workspace, wherever nothing is staged: to observe a step.
+
+    What the step writes is kept apart from it. `workspace_fd` then holds only what was staged and written.
+    """
+    hidden: Sequence[str] = ()
+    """What of the backdrop is absent."""
+    on_terminal: Callable[[int], None] | None = None
+    """Then a terminal of the step's own is its input and outputs; called with the descriptor of its other side."""
 
 
 @dataclass(slots=True)
@@ -60,8 +69,8 @@ class Finished:
     """What is left when every process of the step is dead.
 
     `workspace_fd` is a directory descriptor of the workspace as the step left it (everything in it is
-    hostile); the caller calls `close` before the sandbox runs its next job. `changed` names staged inputs that
-    the step changed, replaced or removed.
+    hostile), or -1 where there is no such thing (Windows); the caller calls `close` before the sandbox runs its next
+    job. `changed` names staged inputs that the step changed, replaced or removed.
     """
 
     exit_code: int
@@ -88,7 +97,8 @@ class Finished:
 
     def close(self) -> None:
         """The workspace is no longer needed."""
-        os.close(self.workspace_fd)
+        if self.workspace_fd >= 0:
+            os.close(self.workspace_fd)
         if self.on_close is not None:
             self.on_close()
 

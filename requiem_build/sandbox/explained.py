@@ -12,7 +12,7 @@ from ..core.policy import WORKSPACE, Limits, line_of
 from . import syscalls
 from .base import Job
 from .layout import plan_ceilings, plan_rlimits
-from .posix import NOT_PROMISED
+from .promises import NOT_ON_POSIX
 from .seccomp import ARGUMENTS_REFUSED, make_filter, refused_calls
 from .view import Host, Operation, fits_one_view, plan_boot, plan_job, plan_staging
 
@@ -62,7 +62,7 @@ def explain_process(job: Job, scratch: str) -> Explained:
         *(("mounts", item.path, _input_words(item.data, item.source, item.symlink)) for item in job.staged),
         *(("mounts", mount.target, f"{mount.source} of the host, which could be written") for mount in job.mounts),
         ("network", "host", "the host's own network, whatever the step says"),
-        *(("privileges", "not promised", words) for words in NOT_PROMISED),
+        *(("privileges", "not promised", words) for words in NOT_ON_POSIX),
         *_tell_limits(job, tmp="none: this level has no limit of it"),
     ]
     return Explained("process", "a directory of its own on the host", (), _sorted(told))

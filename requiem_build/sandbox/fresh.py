@@ -8,6 +8,9 @@ all the walls together. Standard library only; see `worker.py`.
 
 from __future__ import annotations
 
+import fcntl
+import os
+
 from . import syscalls
 from .boot import Boot, raise_loopback
 from .serving import Serving
@@ -29,6 +32,8 @@ class Fresh(Serving):
 
     def run(self, job: dict[str, Any]) -> None:
         preparation = Preparation(self.boot, self._confinement)
+        if job["terminal"] is not None:
+            job["terminal"] = self._open_terminal()
 
         def start(out: int, err: int) -> None:
             failure: list[BaseException] = []
@@ -43,6 +48,17 @@ class Fresh(Serving):
         preparation.remove_mountpoints()
         if self.boot.network_was_used():
             self._renew_network()
+
+    def _open_terminal(self) -> str:
+        """One of the view's own; the engine is given its other side."""
+        terminal = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(terminal, 0x40045431, bytes(4))  # TIOCSPTLCK: unlocked.
+            number = int.from_bytes(fcntl.ioctl(terminal, 0x80045430, bytes(4)), "little")  # TIOCGPTN
+            self.channel.send(("terminal",), terminal)
+        finally:
+            os.close(terminal)
+        return f"/dev/pts/{number}"
 
     def _renew_network(self) -> None:
         """What the last step did in it would be seen by the next one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from functools import lru_cache
 
 from ..core.policy import WORKSPACE, Limits
@@ -52,6 +51,8 @@ def _check(path: str) -> None:
 
 def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
     """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU."""
+    import resource  # Windows has none, and no such limits.
+
     wanted: list[tuple[int, int, int]] = []
     if limits.cpu_time_ms is not None:
         seconds = max(1, math.ceil(limits.cpu_time_ms / 1000))

@@ -22,6 +22,7 @@ from .cgroups import Cgroups, Group, grouped, limits_held
 from .ending import name_ending
 from .layout import plan_ceilings, plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
+from .promises import no_strict
 from .seccomp import make_filter
 from .view import (
     INPUT_MTIME_NS,
@@ -47,7 +48,8 @@ class StrictSandbox:
     something. One that does not exist yet, or is replaced later, costs a new worker when a job needs it.
     `network` is `none` or `host`, for all jobs of this sandbox. What a job sees is the same by both means: a view
     of its own, or, for small inputs, one that was reset and verified (`reused.py`) unless `reuse` is False. A
-    `perturbation` is for results that are thrown away: each job then has a view of its own.
+    `perturbation` is for results that are thrown away: each job then has a view of its own. `before` goes before the
+    worker's command, to trace it.
     """
 
     level = "strict"
@@ -61,6 +63,7 @@ class StrictSandbox:
         reuse: bool = True,
         perturbation: Perturbation = STILL,
         cgroups: Cgroups | None = None,
+        before: tuple[str, ...] = (),
     ) -> None:
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
@@ -69,6 +72,7 @@ class StrictSandbox:
         self._network = network
         self._here = perturbation
         self._cgroups = cgroups
+        self._before = before
         self._reuse = reuse and perturbation == STILL
         self._host = _require_host()
         self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
@@ -130,7 +134,8 @@ class StrictSandbox:
             return self._run_reused(job)
         attendant = self._current(job)
         plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
-        return attendant, *attendant.run(_message(job, plan, self._here), None if group is None else group.procs)
+        descriptor = None if group is None else group.procs
+        return attendant, *attendant.run(_message(job, plan, self._here), descriptor, job.on_terminal)
 
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
         message = _message(job, plan_staging(job))
@@ -184,7 +189,7 @@ class StrictSandbox:
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
         plan = plan_boot(self._host, list(self._areas), self._network, here=self._here)
-        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None})
+        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None}, self._before)
 
     def _boot_reused(self) -> Attendant:
         plan = plan_boot(self._host, [], self._network, self._filter)
@@ -224,9 +229,9 @@ class Spare:
             self._made.end()
 
 
-def _boot(setup: Mapping[str, Any]) -> Attendant:
+def _boot(setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> Attendant:
     try:
-        attendant = Attendant("worker", setup)
+        attendant = Attendant("worker", setup, before)
     except (EOFError, OSError) as error:
         raise _unavailable("start", getattr(error, "errno", None) or 0, "the worker ended at once") from error
     if attendant.greeting[0] != "ready":
@@ -245,6 +250,7 @@ def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) 
         "ceilings": plan_ceilings(job.limits),
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,
+        "terminal": None if job.on_terminal is None else "",
     }
 
 
@@ -258,7 +264,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _require_host() -> Host:
     if sys.platform != "linux":
-        raise SandboxUnavailable("strict sandboxing needs Linux", hint="run with --sandbox process")
+        raise no_strict(sys.platform)
     machine = os.uname().machine
     if make_filter(machine) is None:
         raise SandboxUnavailable(

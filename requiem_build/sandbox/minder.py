@@ -125,6 +125,8 @@ def main() -> None:
     os.closerange(_CHANNEL + 1, 1 << 16)
     os.set_inheritable(_CHANNEL, False)
     os.umask(0o022)
+    with contextlib.suppress(PermissionError):  # It has one already where it could be started in one.
+        os.setsid()
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         signal.signal(number, signal.SIG_DFL)  # What is ignored here would be ignored in every step.
     channel = Channel(socket.socket(fileno=_CHANNEL))

@@ -24,19 +24,11 @@ from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
 from .layout import plan_ceilings, plan_directories, plan_rlimits
 from .processes import GRACE_S
+from .promises import NOT_ON_POSIX
 
 _INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
 
 _Stamp = tuple[int, int, int, int, int]
-
-NOT_PROMISED = (
-    "files outside the inputs are hidden",
-    "files of the host are read-only",
-    "a limit of tmp",
-    "network is closed",
-    "pid, uid and host name are constant",
-)
-"""What only `strict` does."""
 
 
 class ProcessSandbox:
@@ -64,7 +56,7 @@ class ProcessSandbox:
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
             "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout"],
-            "not_promised": list(NOT_PROMISED),
+            "not_promised": list(NOT_ON_POSIX),
         }
 
     def run(self, job: Job) -> Finished:
@@ -73,21 +65,28 @@ class ProcessSandbox:
         with _host_errors():
             stamps = self._stage(job)
             workspace = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        terminal = -1
         try:
+            if job.on_terminal is not None:
+                other_side, terminal = os.openpty()
+                job.on_terminal(other_side)
             with grouped(self._cgroups, job.limits) as (group, left):
                 descriptor = None if group is None else group.procs
-                answer, _ = self._attendant.run(self._message(job, left), descriptor)
+                answer, _ = self._attendant.run(self._message(job, left, terminal), descriptor)
                 hit = "" if group is None else group.hit()
             reply = {**answer[1], "hit": hit or answer[1].get("hit", "")}
             finished = name_ending(reply, job.limits, workspace)
         except BaseException:
             os.close(workspace)
             raise
+        finally:
+            if terminal >= 0:
+                os.close(terminal)
         finished.protection = {**self.protection, **limits_held(job.limits, group)}
         finished.changed = tuple(path for path, stamp in stamps.items() if _look(path, workspace) != stamp)
         return finished
 
-    def _message(self, job: Job, limits: Limits) -> dict[str, object]:
+    def _message(self, job: Job, limits: Limits, terminal: int) -> dict[str, object]:
         return {
             "command": list(job.command),
             "env": self._environment(job.env),
@@ -98,6 +97,7 @@ class ProcessSandbox:
             "ceilings": plan_ceilings(limits),
             "timeout_ms": limits.timeout_ms,
             "max_output_bytes": job.max_output_bytes,
+            "terminal": None if terminal < 0 else os.ttyname(terminal),
         }
 
     def cancel(self, *, kill: bool) -> None:

@@ -11,15 +11,17 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import dataclass, replace
 from ..core.policy import HOSTNAME, UID, WORLD_ENVIRONMENT
 from .base import Job, Mount
 from .cgroups import Cgroups
-from .linux import StrictSandbox
-from .staging import FIRST_PID
+from .promises import no_strict
+
+if TYPE_CHECKING:
+    from .linux import StrictSandbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,13 @@ print(json.dumps(seen))
 
 def probe() -> list[Capability]:
     """One entry for each protection, strict first. Takes about a fifth of a second."""
+    if sys.platform != "linux":
+        from .probe_process import probe_process
+
+        refusal = no_strict(sys.platform)
+        reason = dict(refusal.facts)["reason"]
+        strict = Capability("strict", False, f"{refusal.what}: {reason}", refusal.hint or "")
+        return [strict, *(Capability(*found) for found in probe_process())]
     try:
         return _probe_strict()
     except SandboxUnavailable as refusal:
@@ -104,6 +113,8 @@ def probe_limits(cgroup: str | None) -> Capability:
 
 
 def _probe_strict() -> list[Capability]:
+    from .linux import StrictSandbox
+
     python = os.path.realpath(sys.executable)
     # The interpreter of this program may lie anywhere: it is shown as a root where it is not part of /usr.
     prefix = os.path.realpath(sys.base_prefix)
@@ -135,6 +146,8 @@ def _probe_reset(sandbox: StrictSandbox) -> Capability:
 
 
 def _judge(seen: Mapping[str, Any], leftovers: int, protection: Mapping[str, object]) -> list[Capability]:
+    from .staging import FIRST_PID
+
     uid, gid, host, pid = seen["who"]
     landlock = protection["landlock"]
     calls = ("unshare", "keyctl", "io_uring", "netlink")

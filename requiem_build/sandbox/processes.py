@@ -31,8 +31,8 @@ class Stream:
     """One output of the step: keeps the first bytes, counts none, drops the rest as it comes."""
 
     def __init__(self, most: int) -> None:
-        self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(self.writer, True)  # The step's end must look like any other pipe.
+        self.reader, self.writer = os.pipe()  # Closed on execution; the step's end must look like any other pipe.
+        os.set_blocking(self.reader, False)
         self._room = most
         self._kept: list[bytes] = []
         self.truncated = False

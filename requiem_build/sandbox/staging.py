@@ -152,6 +152,26 @@ class Preparation(Staging):
         self.private = (path + "/", _TMP)
         self.workspace = os.open(".", _DIRECTORY)
 
+    def enter_upper(self, path: str) -> None:
+        """As `enter_workspace`, for a workspace with a backdrop: what is staged goes under what will be seen."""
+        os.mkdir(f"{path}/upper", 0o755)
+        os.mkdir(f"{path}/work", 0o755)
+        self.enter_workspace(f"{path}/upper")
+        self.private = (path + "/", _TMP)
+
+    def hide(self, path: str) -> None:
+        """The sign by which an overlay knows that something of its lower layer is gone."""
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o600, 0)
+        except (FileExistsError, FileNotFoundError):
+            return  # Staged, or inside something that is hidden.
+
+    def show_backdrop(self, lower: str, path: str) -> None:
+        overlay = syscalls.new_writable_overlay(lower, f"{path}/upper", f"{path}/work")
+        syscalls.move_mount(overlay, path)
+        os.close(overlay)
+        os.chdir(path)
+
     def watch_tmp(self, path: str) -> None:
         self.tmp = os.open(path, _DIRECTORY)
 

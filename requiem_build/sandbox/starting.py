@@ -50,16 +50,22 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
     try:
         if job["rlimits"] or job["cgroup"] >= 0:
             return _fork_and_execute(program, job, stdin, out, err)
-        actions = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
-        return os.posix_spawn(
-            program,
-            job["command"],
-            job["env"],
-            file_actions=actions,
-            setsid=True,
-            setsigmask=(),
-            setsigdef=(signal.SIGPIPE,),  # The only one that a worker may ignore.
-        )
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
+        if job.get("terminal"):  # The first one that the leader of a session opens becomes its own.
+            actions = [(os.POSIX_SPAWN_OPEN, 0, job["terminal"], os.O_RDWR, 0)]
+            actions += [(os.POSIX_SPAWN_DUP2, 0, new) for new in (1, 2)]
+        try:
+            return os.posix_spawn(
+                program,
+                job["command"],
+                job["env"],
+                file_actions=actions,
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(signal.SIGPIPE,),  # The only one that a worker may ignore.
+            )
+        except NotImplementedError:  # A C library that cannot make a session there: older releases of macOS.
+            return _fork_and_execute(program, job, stdin, out, err)
     except OSError as error:
         raise Refusal(_why_not_started(program, error)) from error
     except ValueError as error:  # A NUL byte in an argument or in the environment.
@@ -97,13 +103,15 @@ def _join(cgroup: int, report: int) -> None:
 
 def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
     """posix_spawn(3) has no place for resource limits, and a limit set afterwards comes too late."""
-    result, report = os.pipe2(os.O_CLOEXEC)
+    result, report = os.pipe()  # Closed on execution: then there is nothing to read.
     pid = os.fork()
     if pid == 0:
         try:
             _join(job["cgroup"], report)
             os.setsid()
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            if job.get("terminal"):
+                stdin = out = err = os.open(job["terminal"], os.O_RDWR)
             for number, descriptor in enumerate((stdin, out, err)):
                 os.dup2(descriptor, number)
             for which, soft, hard in job["rlimits"]:

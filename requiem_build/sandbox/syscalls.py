@@ -200,6 +200,20 @@ def new_overlay(lower: str) -> int:
         os.close(context)
 
 
+def new_writable_overlay(lower: str, upper: str, work: str) -> int:
+    """An overlay that lies nowhere yet: what is written through it goes to `upper`."""
+    context = _check(_call(_NR_FSOPEN, b"overlay", 1), "fsopen(overlay)")
+    try:
+        for name, path in ((b"lowerdir", lower), (b"upperdir", upper), (b"workdir", work)):
+            layer = os.fsencode(path)
+            _check(_call(_NR_FSCONFIG, context, _FSCONFIG_SET_STRING, name, layer, 0), f"fsconfig({path})")
+        _check(_call(_NR_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"userxattr", None, 0), "fsconfig(userxattr)")
+        _check(_call(_NR_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), f"overlay({lower})")
+        return _check(_call(_NR_FSMOUNT, context, 1, ATTR_NOSUID | ATTR_NODEV), "fsmount(overlay)")
+    finally:
+        os.close(context)
+
+
 def landlock_abi() -> int:
     """The version of Landlock that this kernel has; 0 for none."""
     return max(0, int(_call(_NR_LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))))

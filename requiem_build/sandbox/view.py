@@ -272,21 +272,31 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
     borrowed, attached = _plan_areas(shown, here)
     room = ",size=3g,nr_inodes=300k" if here.other_host else ""
     tmp = _tmp_options(job.limits.tmp_bytes) + (room if job.limits.tmp_bytes is None else "")
+    if job.backdrop is not None:
+        borrowed.append((len(borrowed), find_area(job.backdrop, areas), False))
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
         ("tmpfs", here.workspace, f"mode=0755{room}"),
-        ("enter_workspace", here.workspace),
+        ("enter_workspace" if job.backdrop is None else "enter_upper", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", here.home, 0o755),
-        *plan_staging(
-            job,
-            (*attached, ("tmpfs", "/dev/shm", tmp), ("watch_shared", "/dev/shm")),
-            (here.home, "/tmp", "/dev/shm"),
-            here,
-        ),
     ]
+    shared = [("tmpfs", "/dev/shm", tmp), ("watch_shared", "/dev/shm")]
+    made = (here.home, "/tmp", "/dev/shm")
+    if job.backdrop is None:
+        plan += plan_staging(job, (*attached, *shared), made, here)
+    else:
+        plan += plan_staging(job, (), made[:2], here)
+        plan += [("hide", path) for path in job.hidden]
+        plan += [
+            ("attach", len(borrowed) - 1, _STAGING),
+            ("show_backdrop", _STAGING, here.workspace),
+            ("detach", _STAGING),
+            *attached,
+            *shared,
+        ]
     if landlock:
         plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))
     return plan + _plan_perturbation(here)
@@ -325,7 +335,13 @@ def plan_staging(
 
 def fits_one_view(job: Job) -> bool:
     """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
-    if job.fresh or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
+    if (
+        job.fresh
+        or job.backdrop is not None
+        or job.mounts
+        or isinstance(job.stdin, str)
+        or job.limits.tmp_bytes is not None
+    ):
         return False
     if plan_ceilings(job.limits):  # A worker that gave up its rights does not see what a step hides in /proc.
         return False
@@ -369,6 +385,7 @@ def job_sources(job: Job) -> list[str]:
     """Every host path of which the job is shown something."""
     sources = [os.path.normpath(mount.source) for mount in job.mounts]
     sources += [item.source for item in job.staged if item.source is not None]
+    sources += [job.backdrop] if job.backdrop is not None else []
     return [*sources, job.stdin] if isinstance(job.stdin, str) else sources
 
 

@@ -1,0 +1,195 @@
+"""A step made ready to be run beside the store: to observe it, or to look around in its sandbox. Never remembered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.entries import Entry
+from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.fields import replace
+from ..core.instance import Instance, Plan
+from ..core.request import Request
+from ..executors.blobs import Blobs
+from ..executors.local import SYSTEM_ROOT, LocalExecutor
+from ..sandbox.base import Finished, Job, Sandbox
+from ..sandbox.system import lookup, system_digest
+from ..store.layout import Store
+from . import build as builds
+from . import plans
+from .options import Options
+from .rerun import Beside
+from .site import Site, boot_sandbox, find_site, prepare_dot, question_of, working_store
+from .stamps import Stamps
+from .surroundings import Surroundings
+from .workspace import InputChanged, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One instance as the next build would run it. `offered` is what its `discover` matches now."""
+
+    instance: Instance
+    request: Request
+    offered: Mapping[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The parts that were asked for, and the whole plan that they belong to."""
+
+    site: Site
+    plan: Plan
+    parts: tuple[Part, ...]
+
+
+def members(options: Options, step: str) -> tuple[Site, Plan, tuple[str, ...]]:
+    """The instances that a name means, and all that the manifest says. Raises UnknownName, UsageError."""
+    site = find_site(options)
+    planned = plans.obtain(
+        site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots
+    )
+    instances = planned.plan.instances
+    found = tuple(name for name, each in instances.items() if step in (name, each.step) and not each.is_group)
+    if not found:
+        if any(step in (name, each.step) for name, each in instances.items()):
+            raise UsageError(f'"{step}" is a group: it has no command of its own')
+        raise UnknownName(f'no step "{step}"', hint="requiem list")
+    return site, planned.plan, found
+
+
+def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> Scene:
+    """Builds what a step needs (by `build`, which may raise), and asks what the step itself would be asked.
+
+    What it needs is built at its own level; the step itself is asked at the level that `options` say.
+    """
+    level, options = options.sandbox, replace(options, sandbox=None)
+    site, plan, names = members(options, step)
+    needed = {need for name in names for need in (*plan.instances[name].needs, *plan.instances[name].after)}
+    if needed - set(names):
+        build(replace(options, targets=tuple(name for name in plan.instances if name in needed)))
+    asked: dict[str, tuple[Request, Mapping[str, Entry]]] = {}
+
+    def keep(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
+        asked[name] = (request, dict(offered))
+
+    builds.build(replace(options, targets=(step,), dry_run=True, mode="repro", cache="rw"), lambda _: None, asked=keep)
+    for name in names:
+        if name not in asked:
+            raise EnvironmentFault(
+                f'what "{name}" needs is not known',
+                facts=[("needs", ", ".join(plan.instances[name].needs))],
+                hint="a step that it needs is never remembered (cache = false, or the network without lock)",
+            )
+    parts = [Part(plan.instances[name], *asked[name]) for name in names]
+    if level is not None:
+        surroundings = surroundings_of(site, plan, options, Stamps())
+        parts = [replace(part, request=_at_level(part, level, site, surroundings)) for part in parts]
+    return Scene(site, plan, tuple(parts))
+
+
+def surroundings_of(site: Site, plan: Plan, options: Options, stamps: Stamps) -> Surroundings:
+    return Surroundings(
+        site.root,
+        plan.roots,
+        stamps,
+        system=lambda: system_digest(site.cache_home),
+        lookup=lookup,
+        host_env=options.environment,
+    )
+
+
+def _at_level(part: Part, level: str, site: Site, surroundings: Surroundings) -> Request:
+    instance = part.instance
+    below = os.path.normpath(os.path.join(site.root, instance.cwd))
+    return replace(
+        part.request,
+        policy=replace(part.request.policy, sandbox=level),
+        cwd=instance.cwd if level == "strict" else below,
+        env=surroundings.environment(instance, level),
+    )
+
+
+class Stage:
+    """`with` a scratch store that vanishes. Jobs of parts, and strict sandboxes to run them in."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        prepare_dot(site.dot)
+        self.store: Store = working_store(site)
+        self.scratch = tempfile.mkdtemp(prefix="requiem-stage-")
+        os.chmod(self.scratch, 0o755)  # The sandbox's own user is shown files of it.
+        self.blobs = Blobs(Beside(self.store.objects, Path(self.scratch, "store")))
+        self.workspace = Workspace(site.root, Stamps(keep=self.blobs.hold), self.blobs)
+        self.running: Sandbox | None = None
+        self.signal: int | None = None
+        self._lease = self.store.lease()
+
+    def __enter__(self) -> Stage:
+        self._lease.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running is not None:
+            self.running.close()
+        self._lease.__exit__(None, None, None)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def interrupt(self, number: int) -> None:
+        """From a signal handler: TERM to what runs; the second time KILL."""
+        again = self.signal is not None
+        self.signal = self.signal or number
+        if self.running is not None:
+            self.running.cancel(kill=again)
+
+    def job(self, part: Part) -> Job:
+        """What the step would be given. Raises InputChanged's words as EnvironmentFault if a file changed meanwhile."""
+        try:
+            for path, entry in self._sources(part):
+                self.workspace.keep(path, entry)
+        except InputChanged as changed:
+            raise EnvironmentFault(f'"{changed.path}" changed meanwhile', hint="try again") from None
+        executor = LocalExecutor(self.blobs, self.boot, workspace=self.site.root)
+        return executor.job(part.request, part.offered, part.instance.limits)
+
+    def _sources(self, part: Part) -> list[tuple[str, Entry]]:
+        found: dict[str, Entry] = dict(part.offered)
+        items = [*part.instance.inputs, *([part.instance.stdin] if part.instance.stdin else [])]
+        for item in items:
+            if item.producer is None:
+                found |= self.workspace.source(item.path, part.instance.name)
+        return list(found.items())
+
+    def boot(self, request: Request, *extra: str, before: tuple[str, ...] = ()) -> Sandbox:
+        """A sandbox for one request. Raises SandboxUnavailable."""
+        roots = [os.path.join(self.site.root, path) for path in request.roots if path != SYSTEM_ROOT]
+        if request.policy.sandbox != "strict":
+            self.running = boot_sandbox(request, self.site, self.store, [*roots, self.scratch])
+            return self.running
+        from ..sandbox.linux import StrictSandbox
+
+        self.running = StrictSandbox(
+            roots=[*roots, *extra, self.scratch, *map(str, self.store.roots[1:])],
+            store=str(self.store.root),
+            network=request.policy.network,
+            reuse=False,
+            before=before,
+        )
+        return self.running
+
+
+def left_behind(finished: Finished, job: Job) -> list[str]:
+    """Files and links of a finished job's workspace that were not staged, and those that were changed."""
+    staged = {item.path for item in job.staged}
+    found = []
+    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=finished.workspace_fd, follow_symlinks=False):
+        for name in (*names, *directories):
+            path = os.path.normpath(f"{folder}/{name}")
+            if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode) and path not in staged:
+                found.append(path)
+    return sorted({*found, *finished.changed})

@@ -1,0 +1,176 @@
+"""`requiem shell` and REQUIEM_KEEP: looking around where a step runs, and at what it left."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from project import REQUIEM, Project
+
+pytestmark = pytest.mark.userns
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def step(project: Project) -> Project:
+    project.manifest(
+        """
+        [steps.a]
+        command = "cat in > out/x"
+        cwd = "sub"
+        inputs = ["in"]
+        outputs = ["out/x"]
+        env = { COLOUR = "green" }
+        timeout = "1s"
+    """.replace('inputs = ["in"]', 'inputs = ["//sub/in"]')
+    )
+    project.write("sub/in", "text\n")
+    project.write("undeclared", "")
+    return project
+
+
+def test_one_command_runs_where_the_step_would(step: Project) -> None:
+    ran = step.run("shell", "a", "--", "sh", "-c", "pwd; ls -R; echo $COLOUR; id -u; touch made; exit 7")
+    assert ran.code == 7 and "dropped: sub/made" in ran.err
+    assert ran.out.split() == ["/workspace/sub", ".:", "in", "green", "1000"]
+    assert not step.exists("sub/made")
+    assert step.build("-n", "a").step("a")["state"] == "miss"
+
+
+def test_a_script_on_stdin_is_run(step: Project) -> None:
+    done = subprocess.run(
+        [*REQUIEM, "shell", "a"], cwd=step.root, env=step.environment(), input=b"cat in; exit 5\n", capture_output=True
+    )
+    assert (done.returncode, done.stdout) == (5, b"text\n")
+
+
+def test_what_cannot_be_is_said(step: Project) -> None:
+    assert step.run("shell", "a", "--", "no-such-program").code == 127
+    step.refuse("shell", "nope")
+
+
+class Terminal:
+    """A person at a terminal."""
+
+    def __init__(self, project: Project, *arguments: str) -> None:
+        self.pid, self.end = pty.fork()
+        if self.pid == 0:
+            os.chdir(project.root)
+            os.execve(REQUIEM[0], [*REQUIEM, *arguments], {**project.environment(), "TERM": "dumb"})
+        self.seen = b""
+
+    def until(self, text: str) -> str:
+        deadline = time.monotonic() + PATIENCE_S
+        while text.encode() not in self.seen:
+            assert time.monotonic() < deadline, self.seen
+            if select.select([self.end], [], [], 1)[0]:
+                try:
+                    self.seen += os.read(self.end, 65536)
+                except OSError:
+                    break
+        before, _, self.seen = self.seen.partition(text.encode())
+        return before.decode()
+
+    def type(self, text: str) -> None:
+        os.write(self.end, text.encode())
+
+    def code(self) -> int:
+        while True:
+            try:
+                if not os.read(self.end, 65536):
+                    break
+            except OSError:
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.mark.parametrize(("level", "where"), [("strict", "/workspace/sub"), ("process", "/workspace/sub")])
+def test_a_shell_has_a_terminal_of_its_own_with_job_control(step: Project, level: str, where: str) -> None:
+    terminal = Terminal(step, "shell", "--sandbox", level, "a")
+    terminal.until("$ " if os.geteuid() or level == "strict" else "# ")
+    terminal.type("tty; pwd; stty size; echo e''nd\r")
+    said = terminal.until("end")
+    assert "/dev/pts/" in said and where in said and "not a tty" not in said
+    terminal.type("sleep 3000 & jobs; echo e''nd\r")
+    assert "Running" in terminal.until("end")
+    terminal.type("sleep 4000; echo e''nd $?\r")
+    terminal.until("\n")
+    deadline = time.monotonic() + PATIENCE_S
+    while not running("4000"):
+        assert time.monotonic() < deadline
+    terminal.type("\x03")
+    terminal.type("echo st''ill; exit 9\r")
+    terminal.until("still")
+    assert terminal.code() == 9
+    assert not running("3000") and not running("4000")
+
+
+def running(marker: str) -> bool:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cmdline").read_bytes() == f"sleep\0{marker}\0".encode():
+                    return True
+            except OSError:
+                continue
+    return False
+
+
+# REQUIEM_KEEP
+
+
+def test_what_a_failed_step_left_is_kept_and_told(project: Project) -> None:
+    project.manifest("""
+        [steps.good]
+        command = "echo 1 > g"
+        outputs = ["g"]
+        [steps.bad]
+        command = "echo said; mkdir p; echo x > p/f; chmod 0 p/f p; mkfifo pipe; ln -s /etc/passwd l; cat big | wc -c; exit 3"
+        inputs = ["big", "src/a"]
+        [steps.low]
+        sandbox = "process"
+        command = "echo low > made; false"
+        inputs = ["src/a"]
+    """)
+    project.write("big", b"x" * 300_000)
+    project.write("src/a", "a")
+    ran = project.run("build", "-k", env={"REQUIEM_KEEP": "1"})
+    assert ran.code == 1 and 'what "bad" left is kept in .requiem/kept/bad' in ran.err
+    kept = project.root / ".requiem/kept"
+    assert sorted(item.name for item in kept.iterdir()) == ["bad", "low"]
+    bad = kept / "bad/workspace"
+    assert (bad / "p/f").read_text() == "x\n" and (bad / "big").stat().st_size == 300_000
+    assert os.readlink(bad / "l") == "/etc/passwd" and not (bad / "pipe").exists()
+    assert (kept / "bad/stdout").read_text() == "said\n300000\n"
+    assert (kept / "low/workspace/made").read_text() == "low\n"
+    (bad / "l").unlink()
+    again = subprocess.run(["sh", kept / "low/run.sh"], capture_output=True)
+    assert again.returncode == 1
+    project.run("build", "-k", env={"REQUIEM_KEEP": "1"})  # The last time of each.
+    assert (bad / "p/f").read_text() == "x\n"
+
+
+def test_all_is_kept_on_request_and_nothing_without(project: Project) -> None:
+    project.manifest('[steps.a]\ncommand = "echo 1 > g"\noutputs = ["g"]\n')
+    project.build()
+    assert not project.exists(".requiem/kept")
+    project.build("--cache", "off", env={"REQUIEM_KEEP": "all"})
+    assert project.read(".requiem/kept/a/workspace/g") == "1\n"
+    project.refuse("build", "--cache", "off", env={"REQUIEM_KEEP": "maybe"})
+
+
+def test_secrets_are_not_kept(project: Project) -> None:
+    project.manifest('[steps.a]\ncommand = "false"\nsecrets = ["MY_TOKEN"]\n')
+    project.run("build", env={"REQUIEM_KEEP": "1", "MY_TOKEN": "hush-hush"})
+    for path in (project.root / ".requiem/kept").rglob("*"):
+        assert not path.is_file() or "hush-hush" not in path.read_text()
+
+
+def test_a_shells_workspace_can_be_kept(step: Project) -> None:
+    ran = step.run("shell", "a", "--", "touch", "made", env={"REQUIEM_KEEP": "1"})
+    assert ran.code == 0 and step.exists(".requiem/kept/a/workspace/sub/made")
