@@ -142,11 +142,14 @@ class Boot:
         os.close(tree)
 
     def device(self, name: str) -> None:
+        place = f"dev/{name}"
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        self._put_device(name, place)
+
+    def _put_device(self, name: str, place: str) -> None:
         tree = syscalls.open_tree(f"/dev/{name}")
         # Read-only is about the node, not the device: its date and mode are the host's.
         syscalls.set_mount_attributes(tree, syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NOEXEC)
-        place = f"dev/{name}"
-        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         syscalls.move_mount(tree, place)
         os.close(tree)
 
@@ -188,7 +191,7 @@ class Boot:
             flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
             syscalls.mount("tmpfs", place, "tmpfs", flags, "mode=0755,size=4k")
         elif os.path.lexists(place):
-            syscalls.mount("/dev/null", place, flags=syscalls.MS_BIND)
+            self._put_device("null", place)
 
     def cover(self, path: str, content: bytes) -> None:
         """Other content for a file of /proc."""
