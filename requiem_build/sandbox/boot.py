@@ -14,7 +14,7 @@ import select
 import stat
 import struct
 
-from . import syscalls
+from . import shelf, syscalls
 from .threads import in_thread
 
 _NETWORK_BYTES = 65536
@@ -114,6 +114,9 @@ class Boot:
         syscalls.pivot_root_here()
         self.trees = []
         self.facts["overlay"] = _overlay_works()
+        for name in ("lower", "scratch"):
+            os.mkdir(name)
+        self.facts["shared_trees"] = shelf.works("lower", "scratch")
 
     def new_root(self) -> None:
         options = "mode=0755,size=16m"

@@ -21,6 +21,7 @@ from .ending import name_ending
 from .layout import plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
 from .seccomp import make_filter
+from .trees import Trees
 from .view import (
     INPUT_MTIME_NS,
     Host,
@@ -30,9 +31,11 @@ from .view import (
     job_sources,
     plan_boot,
     plan_job,
+    plan_shelf,
     plan_staging,
     read,
     read_host,
+    wants_tree,
 )
 
 _WAY_OUT = "or run with --sandbox process, which promises less"
@@ -69,6 +72,7 @@ class StrictSandbox:
         self._host = _require_host()
         self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
         self._fresh: Attendant | None = None
+        self._trees = Trees()
         self._reused: Attendant | None = None
         self._spare: Spare | None = None
         self._areas: dict[str, tuple[int, int]] = {}
@@ -104,12 +108,10 @@ class StrictSandbox:
         assert not self._closed, "this sandbox is closed"
         if job.network != self._network:
             raise EnvironmentFault(f"a step with network {job.network!r} was given a sandbox for {self._network!r}")
-        if self._reuse and fits_one_view(job):
+        if self._reuse and fits_one_view(job) and not (wants_tree(job) and self._trees_work()):
             attendant, answer, workspace = self._run_reused(job)
         else:
-            attendant = self._current(job)
-            plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
-            answer, workspace = attendant.run(_message(job, plan, self._here))
+            attendant, answer, workspace = self._run_fresh(job)
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
@@ -123,6 +125,21 @@ class StrictSandbox:
         finished.protection = self._protection(attendant)
         finished.on_close = attendant.clean
         return finished
+
+    def _run_fresh(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
+        attendant = self._current(job)
+        tree = self._trees.choose(job) if self._reuse and wants_tree(job) and self._trees_work() else None
+        plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
+        answer, workspace = attendant.run({**_message(job, plan, self._here), "shelf": plan_shelf(tree)})
+        if answer[0] == "fault" and tree is not None:
+            attendant.end()  # What lies on its shelf is unknown now.
+        return attendant, answer, workspace
+
+    def _trees_work(self) -> bool:
+        if self._fresh is None or self._fresh.ended:
+            self._boot_fresh()
+        assert self._fresh is not None
+        return bool(self._fresh.greeting[1].get("shared_trees"))
 
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
         message = _message(job, plan_staging(job))
@@ -175,6 +192,7 @@ class StrictSandbox:
             self._fresh.end()
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
+        self._trees = Trees()
         plan = plan_boot(self._host, list(self._areas), self._network, here=self._here)
         self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None})
 

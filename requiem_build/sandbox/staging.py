@@ -13,6 +13,7 @@ import stat
 
 from . import syscalls
 from .boot import Boot
+from .shelf import Shelf
 from .starting import find_program, start_command
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
@@ -113,9 +114,12 @@ class Staging:
 class Preparation(Staging):
     """What happens in the thread of one job: a view of its own, its inputs, then the spawn."""
 
-    def __init__(self, boot: Boot, confinement: syscalls.Filter | None) -> None:
+    def __init__(self, boot: Boot, confinement: syscalls.Filter | None, shelf: Shelf) -> None:
         super().__init__(boot)
         self.confinement = confinement
+        self.shelf = shelf
+        self.tree = 0
+        self.own_layer = -1
         self.slots: dict[int, int] = {}
         self.mountpoints: list[tuple[str, bool]] = []
         self.ruleset = -1
@@ -144,6 +148,19 @@ class Preparation(Staging):
 
     def tmpfs(self, path: str, options: str) -> None:
         syscalls.mount("tmpfs", path, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+
+    def hide_trees(self) -> None:
+        self.shelf.hide()
+
+    def lay_tree(self, number: int, path: str) -> None:
+        self.own_layer = self.shelf.lay(number, path)
+        self.tree = number
+
+    def changed(self) -> list[str]:
+        found = super().changed()
+        if not self.tree:
+            return found
+        return sorted({*found, *self.shelf.changed(self.tree, self.own_layer)})
 
     def enter_workspace(self, path: str) -> None:
         os.chdir(path)
@@ -244,7 +261,7 @@ class Preparation(Staging):
 
     def release(self) -> None:
         """Gives back every descriptor that the view needed."""
-        for descriptor in (*self.slots.values(), self.ruleset, self.tmp):
+        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.own_layer):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.workspace >= 0:

@@ -14,12 +14,13 @@ from functools import cache
 from typing import Any
 
 from ..core.errors import EnvironmentFault
-from ..core.fields import dataclass, field
+from ..core.fields import dataclass, field, replace
 from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
 from .layout import plan_directories
 from .perturbation import STILL, Perturbation, placed
+from .trees import INPUTS_MIN, Choice
 
 Operation = tuple[Any, ...]
 
@@ -254,7 +255,9 @@ class _Shown:
     stdin: str | None = None
 
 
-def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation = STILL) -> list[Operation]:
+def plan_job(
+    job: Job, areas: Sequence[str], landlock: int, here: Perturbation = STILL, tree: Choice | None = None
+) -> list[Operation]:
     """How the view of one step is made. Raises EnvironmentFault for a source outside of all areas."""
     shown = _sort_by_area(job, areas)
     if here.newest_last:
@@ -265,12 +268,18 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
-        ("tmpfs", here.workspace, "mode=0755"),
+        *(
+            [("hide_trees",), ("tmpfs", here.workspace, "mode=0755")]
+            if tree is None
+            else [("lay_tree", tree.number, here.workspace)]
+        ),
         ("enter_workspace", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", here.home, 0o755),
-        *plan_staging(job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp", "/dev/shm"), here),
+        *plan_staging(
+            job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp", "/dev/shm"), here, tree
+        ),
     ]
     if landlock:
         plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))
@@ -278,13 +287,23 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
 
 
 def plan_staging(
-    job: Job, shown: Sequence[Operation] = (), made: Sequence[str] = (), here: Perturbation = STILL
+    job: Job,
+    shown: Sequence[Operation] = (),
+    made: Sequence[str] = (),
+    here: Perturbation = STILL,
+    tree: Choice | None = None,
 ) -> list[Operation]:
     """How the inputs of one step come into its workspace.
 
-    `shown` is done when the directories are there; `made` are directories that it then dates too.
+    `shown` is done when the directories are there; `made` are directories that it then dates too. What lies in a
+    `tree` is there already.
     """
+    if tree is not None:
+        job = replace(job, staged=tree.rest)
     directories = plan_directories(job)
+    if tree is not None:
+        directories = [path for path in directories if path not in tree.directories]
+        made = [*made, *_touched(job, directories, tree.directories)]
     if here.newest_last:
         directories = sorted(sorted(directories, reverse=True), key=lambda path: path.count("/"))
     plan: list[Operation] = [("make_directory", path, 0o755) for path in directories]
@@ -301,6 +320,29 @@ def plan_staging(
     if isinstance(job.stdin, bytes):
         plan.append(("stdin_bytes", job.stdin))
     return plan
+
+
+def _touched(job: Job, directories: Sequence[str], known: frozenset[str]) -> list[str]:
+    """Directories of a tree in which something is made for this step alone, and which look changed by that."""
+    places = [*directories, *(item.path for item in job.staged)]
+    places += [mount.target[len(WORKSPACE) + 1 :] for mount in job.mounts if mount.target.startswith(WORKSPACE + "/")]
+    return sorted({os.path.dirname(path) for path in places} & known)
+
+
+def plan_shelf(tree: Choice | None) -> list[Operation]:
+    """What a worker does with its shelf before a job: methods of `shelf.Shelf`."""
+    if tree is None:
+        return []
+    plan: list[Operation] = [("drop", number) for number in tree.dropped]
+    if tree.made_of is not None:
+        files = [(i.path, i.data, 0o555 if i.executable else 0o444) for i in tree.made_of if i.data is not None]
+        plan.append(("put", tree.number, sorted(tree.directories), files, INPUT_MTIME_NS))
+    return plan
+
+
+def wants_tree(job: Job) -> bool:
+    """Whether a job has so many inputs that a view of its own above a shared tree is quicker than any other."""
+    return not job.fresh and len(job.staged) >= INPUTS_MIN
 
 
 def fits_one_view(job: Job) -> bool:

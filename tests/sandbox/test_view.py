@@ -86,7 +86,7 @@ def test_a_plan_is_the_same_whatever_the_order_of_its_parts():
 
 def test_namespaces_come_after_borrowing_and_landlock_last():
     found = verbs(plan_job(FULL, AREAS, 7))
-    assert found[:3] == ["borrow", "new_namespaces", "tmpfs"]
+    assert found[:3] == ["borrow", "new_namespaces", "hide_trees"]
     assert found[-1] == "landlock"
     assert "landlock" not in verbs(plan_job(FULL, AREAS, 0))
 
