@@ -36,10 +36,11 @@ KNOWN_LEAKS = (
     "ids of System V objects",
     "inode numbers and directory offsets",
     "kernel version",
+    "login uid, scheduling priority, and limits below the world's",
     "owner of large inputs",
     "readdir order",
-    "sizes of directories",
-    "uid of the worker in mountinfo",
+    "sizes and link counts of directories",
+    "uid of the worker in mountinfo and uid_map",
 )
 
 DURABILITIES = ("none", "batch", "full")

@@ -57,6 +57,10 @@ class Boot:
         os.setresuid(uid, uid, uid)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # A change of uid made /proc/self belong to root.
 
+    def core_filter(self, value: str) -> None:
+        """What a core dump would hold is inherited, and can be seen."""
+        _write("/proc/self/coredump_filter", value)
+
     def new_user(self, uid: int, gid: int) -> None:
         outside_uid, outside_gid = os.geteuid(), os.getegid()
         syscalls.unshare(syscalls.CLONE_NEWUSER)
@@ -225,12 +229,12 @@ class Boot:
         raise_loopback()
         self.watch_network()
 
-    def limit(self, name: str, soft: int) -> None:
-        """Lowers a limit that the engine inherited, so that steps do not differ by the shell that started it."""
+    def limit(self, name: str, soft: int, hard: int) -> None:
+        """Not that of the shell that started the engine; -1 is none. Nobody can raise a hard limit of his own."""
         which = getattr(resource, name)
-        hard = resource.getrlimit(which)[1]
-        wanted = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-        resource.setrlimit(which, (wanted, 0 if soft == 0 else hard))
+        most = resource.getrlimit(which)[1]
+        soft, hard = (_lower(wanted, most) for wanted in (soft, hard))
+        resource.setrlimit(which, (soft, hard))
 
     # What a worker that shows all steps one view does once, and every other one for each step.
 
@@ -275,6 +279,11 @@ class Boot:
 
     def no_new_privileges(self) -> None:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _lower(one: int, other: int) -> int:
+    limits = [limit for limit in (one, other) if limit != resource.RLIM_INFINITY]
+    return min(limits, default=resource.RLIM_INFINITY)
 
 
 def _write(path: str, text: str) -> None:

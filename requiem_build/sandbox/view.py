@@ -42,6 +42,25 @@ _DEVICE_LINKS = (
 )
 _PROC_READ_ONLY = ("sys", "irq", "bus", "fs", "sysrq-trigger")
 _PROC_MASKED = ("kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list")
+_UNLIMITED = -1
+_LIMITS = (
+    # What a step starts with: soft and hard, unless the engine's own hard limit is lower.
+    ("RLIMIT_AS", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_CORE", 0, 0),
+    ("RLIMIT_CPU", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_DATA", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_FSIZE", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_MEMLOCK", 64 * 1024, 64 * 1024),
+    ("RLIMIT_MSGQUEUE", 0, 0),  # POSIX message queues would outlive their step, and nobody could list them.
+    ("RLIMIT_NICE", 0, 0),
+    ("RLIMIT_NOFILE", 1024, 16384),
+    ("RLIMIT_NPROC", 16384, 16384),
+    ("RLIMIT_RSS", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_RTPRIO", 0, 0),
+    ("RLIMIT_SIGPENDING", 16384, 16384),
+    ("RLIMIT_STACK", 8 * 1024 * 1024, _UNLIMITED),
+)
+
 _EMPTY_DIRECTORIES = ("workspace", "tmp", "run", "var")
 _STAGING = "/dev/shm"
 """Where a job's stores lie while it is prepared; the step's own /dev/shm is put there afterwards."""
@@ -138,6 +157,7 @@ def plan_boot(
     if host.drop_to is not None:
         plan += [("open_trees", list(areas)), ("drop_identity", host.drop_to)]
     plan += [
+        ("core_filter", "33"),
         ("new_user", here.uid, here.gid),
         ("new_namespaces", namespaces),
         ("become_init",),
@@ -156,10 +176,7 @@ def plan_boot(
     if network == "none":
         plan.append(("loopback",))
     plan += [
-        ("limit", "RLIMIT_CORE", 0),
-        ("limit", "RLIMIT_NOFILE", 1024),
-        ("limit", "RLIMIT_STACK", 8 * 1024 * 1024),
-        ("limit", "RLIMIT_MSGQUEUE", 0),  # POSIX message queues would outlive their step, and nobody could list them.
+        *(("limit", name, soft, hard) for name, soft, hard in _LIMITS),
         ("drop_bounding_set",),
         ("no_new_privileges",),
     ]
@@ -242,6 +259,7 @@ def _plan_proc() -> list[Operation]:
         ("sysctl", "user/max_user_namespaces", "0"),
         *(("read_only", f"/proc/{name}") for name in _PROC_READ_ONLY),
         *(("mask", f"/proc/{name}") for name in _PROC_MASKED),
+        ("cover", "/proc/sys/kernel/random/boot_id", b"00000000-0000-4000-8000-000000000000\n"),
     ]
 
 

@@ -63,7 +63,7 @@ def test_every_operation_is_a_method_of_the_worker_with_these_arguments(plan, ap
 
 def test_root_opens_its_directories_before_it_drops_its_identity():
     plan = plan_boot(HOST, AREAS, "none")
-    assert plan[:3] == [("open_trees", AREAS), ("drop_identity", 65533), ("new_user", 1000, 1000)]
+    assert plan[:3] == [("open_trees", AREAS), ("drop_identity", 65533), ("core_filter", "33")]
     assert "open_trees" not in verbs(plan_boot(replace(HOST, drop_to=None), AREAS, "none"))
 
 
