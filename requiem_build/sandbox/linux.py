@@ -11,10 +11,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.policy import HOME, WORKSPACE
+from . import keeper
 from .attendant import Attendant
 from .base import Finished, Job
 from .ending import name_ending
@@ -61,16 +63,32 @@ class StrictSandbox:
         network: str = "none",
         reuse: bool = True,
         perturbation: Perturbation = STILL,
+        clock: str = "real",
+        random: str = "real",
     ) -> None:
+        """`clock` and `random` are those of a policy: what does not stand still by itself is held (`keeper.py`)."""
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
         self._wanted = sorted({os.path.normpath(path) for path in wanted})
         assert all(path.startswith("/") for path in self._wanted)
         self._network = network
-        self._here = perturbation
-        self._reuse = reuse and perturbation == STILL
+        self._here = perturbation if random == "real" else replace(perturbation, held_random=True)
+        self._clock, self._random = clock, random
+        self._held = (clock, random) != ("real", "real")
+        self._reuse = reuse and self._here == STILL and not self._held
         self._host = _require_host()
-        self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
+        if self._held and self._host.machine not in keeper.MACHINES:
+            raise SandboxUnavailable(
+                "clock and randomness cannot be held on this processor",
+                facts=[("machine", self._host.machine), ("known", ", ".join(keeper.MACHINES))],
+                hint='say clock = "real" and random = "real"',
+            )
+        self._filter = make_filter(
+            self._host.machine,
+            held_random=perturbation.held_random,
+            held_clock=clock == "frozen",
+            seeded=random == "seeded",
+        )
         self._fresh: Attendant | None = None
         self._trees = Trees()
         self._reused: Attendant | None = None
@@ -102,6 +120,7 @@ class StrictSandbox:
             "constant_pid": bool(facts.get("constant_pid")),
             "host_paths_hidden": bool(facts.get("overlay", True)),
             "view": "reused" if attendant is self._reused else "fresh",
+            **({"clock": self._clock, "random": self._random} if self._held else {}),
         }
 
     def run(self, job: Job) -> Finished:
@@ -130,10 +149,17 @@ class StrictSandbox:
         attendant = self._current(job)
         tree = self._trees.choose(job) if self._reuse and wants_tree(job) and self._trees_work() else None
         plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
-        answer, workspace = attendant.run({**_message(job, plan, self._here), "shelf": plan_shelf(tree)})
+        message = {**_message(job, plan, self._here), "shelf": plan_shelf(tree), "hold": self._hold(job)}
+        answer, workspace = attendant.run(message)
         if answer[0] == "fault" and tree is not None:
             attendant.end()  # What lies on its shelf is unknown now.
         return attendant, answer, workspace
+
+    def _hold(self, job: Job) -> tuple[int | None, bool] | None:
+        """(the moment that is always now, whether nothing is random), for the worker."""
+        if not self._held:
+            return None
+        return frozen_moment(job.env) if self._clock == "frozen" else None, self._random == "seeded"
 
     def _trees_work(self) -> bool:
         if self._fresh is None or self._fresh.ended:
@@ -193,12 +219,12 @@ class StrictSandbox:
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
         self._trees = Trees()
-        plan = plan_boot(self._host, list(self._areas), self._network, here=self._here)
-        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None})
+        plan = plan_boot(self._host, list(self._areas), self._network, here=self._here, frozen=self._clock == "frozen")
+        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None, "held": self._held})
 
     def _boot_reused(self) -> Attendant:
         plan = plan_boot(self._host, [], self._network, self._filter)
-        return _boot({"operations": plan, "reused": (WORKSPACE, "/tmp", HOME, INPUT_MTIME_NS)})
+        return _boot({"operations": plan, "reused": (WORKSPACE, "/tmp", HOME, INPUT_MTIME_NS), "held": False})
 
 
 class Spare:
@@ -255,6 +281,12 @@ def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) 
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,
     }
+
+
+def frozen_moment(env: Mapping[str, str]) -> int:
+    """The date at which a step's clock stands: its SOURCE_DATE_EPOCH, or that of every input."""
+    said = env.get("SOURCE_DATE_EPOCH", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 12 else INPUT_MTIME_NS // 1_000_000_000
 
 
 def _identity(path: str) -> tuple[int, int] | None:

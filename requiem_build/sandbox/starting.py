@@ -61,12 +61,12 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
             setsigdef=(signal.SIGPIPE,),  # The only one that a worker may ignore.
         )
     except OSError as error:
-        raise Refusal(_why_not_started(program, error)) from error
+        raise Refusal(why_not_started(program, error)) from error
     except ValueError as error:  # A NUL byte in an argument or in the environment.
         raise Refusal(f'"{program}" cannot be started: {error}') from error
 
 
-def _why_not_started(program: str, error: OSError) -> str:
+def why_not_started(program: str, error: OSError) -> str:
     if error.errno == errno.ENOEXEC:
         return f'"{program}" is not a program of this machine and has no #! line'
     if error.errno == errno.E2BIG:

@@ -143,7 +143,12 @@ def _uid_to_drop_to(uid: int, uid_map: bytes) -> int | None:
 
 
 def plan_boot(
-    host: Host, areas: Sequence[str], network: str, filter_: bytes | None = None, here: Perturbation = STILL
+    host: Host,
+    areas: Sequence[str],
+    network: str,
+    filter_: bytes | None = None,
+    here: Perturbation = STILL,
+    frozen: bool = False,
 ) -> list[Operation]:
     """How a worker walls itself in. `areas` are the host directories from which jobs may be shown something.
 
@@ -170,6 +175,7 @@ def plan_boot(
         *_plan_devices(here),
         *_plan_proc(),
         *_plan_processors(here),
+        *_plan_held(here, frozen),
         ("date", INPUT_MTIME_NS),
         ("enter_root",),
     ]
@@ -229,6 +235,18 @@ def _plan_clock(here: Perturbation) -> list[Operation]:
         ("file", "/etc/ld.so.preload", b"/run/clock\n"),
         ("file", "/etc/faketimerc", here.clock.encode() + b"\n"),
     ]
+
+
+def _plan_held(here: Perturbation, frozen: bool) -> list[Operation]:
+    """Other ways to learn the date, or something random, than to ask for it."""
+    plan: list[Operation] = []
+    if frozen and here.cpus is None:
+        plan.append(
+            ("cover", "/proc/stat", re.sub(rb"(?m)^btime .*$", b"btime %d" % INPUT_MTIME_S, read("/proc/stat")))
+        )
+    if here.held_random:
+        plan.append(("cover", "/proc/sys/kernel/random/uuid", b"00000000-0000-4000-8000-000000000001\n"))
+    return plan
 
 
 def _plan_processors(here: Perturbation) -> list[Operation]:
