@@ -12,8 +12,8 @@ from ..sandbox.probe import Capability, probe
 from .console import plain, wants_color, write_out
 from .globals import Globals
 
-OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths"})
-"""What strict does without where the kernel lacks it; the record says so."""
+OPTIONAL = frozenset({"constant pid", "frozen clock", "hidden host paths", "landlock", "seeded randomness"})
+"""What strict does without where the kernel lacks it; the record says so, or a step that asks for it is refused."""
 
 
 def is_required(item: Capability) -> bool:
