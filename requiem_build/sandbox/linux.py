@@ -11,10 +11,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
+from ..core.fields import replace
 from ..core.policy import HOME, WORKSPACE
 from . import keeper
 from .attendant import Attendant
