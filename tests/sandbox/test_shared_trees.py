@@ -70,6 +70,7 @@ TAMPERING = {
     "link": ("ln src/3/3.c out", ["src/3/3.c"]),
     "directory removed": ("rm -rf src/3", None),
     "directory made anew": ("cp -a src/3 x; rm -rf src/3; mkdir src/3; cp -a x/. src/3", None),
+    "directory made anew and empty": ("rm -rf src/3; mkdir src/3", None),
     "directory moved": ("mv src/3 elsewhere", None),
     "directory replaced by a file": ("rm -rf src/3; touch src/3", None),
 }
