@@ -20,7 +20,8 @@ JOBS = ("-j", "--jobs")
 def main() -> None:
     import gc
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Nothing has begun: Ctrl-C just ends us. `run` takes it over.
+    # Nothing has begun: Ctrl-C just ends us, and who reads JSON is told. `run` takes it over.
+    signal.signal(signal.SIGINT, _tell_and_end if "--json" in sys.argv else signal.SIG_DFL)
     gc.disable()  # A short life: what is made is needed to the end. The command line turns it on again.
     _open_what_is_closed()
     arguments = sys.argv[1:]
@@ -42,6 +43,18 @@ def main() -> None:
     except OSError:  # Nobody hears us, but the exit code is still ours to give.
         os._exit(code)
     sys.exit(code)
+
+
+INTERRUPTED = b"""\
+{"error": {"code": 130, "facts": {}, "hint": null, "what": "interrupted"}, "ok": false, "schema": "requiem.error/1"}
+"""
+
+
+def _tell_and_end(*_: object) -> None:
+    try:
+        os.write(1, INTERRUPTED)
+    finally:
+        os._exit(130)
 
 
 def _run(arguments: list[str]) -> int:

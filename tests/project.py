@@ -88,7 +88,7 @@ class Project:
             [*options.pop("program", REQUIEM), *arguments],
             cwd=options.pop("cwd", self.root),
             env=self.environment(env),
-            stdin=subprocess.DEVNULL,
+            stdin=options.pop("stdin", subprocess.DEVNULL),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             **options,

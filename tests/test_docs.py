@@ -32,6 +32,13 @@ def test_the_guides_sessions_run_as_shown(project: Project, tmp_path: Path, page
 
 
 @pytest.mark.userns
+def test_the_sessions_about_the_sandbox_run_as_shown(project: Project, tmp_path: Path) -> None:
+    page = SOURCE / "docs/guide/sandbox.md"
+    project.write("requiem.toml", blocks(page, "toml")[0])
+    run_sessions(page, project, with_command(project, tmp_path))
+
+
+@pytest.mark.userns
 @pytest.mark.gcc
 def test_the_sessions_about_why_run_as_shown(project: Project, tmp_path: Path) -> None:
     page = SOURCE / "docs/guide/why.md"

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from .. import __version__
 from ..core.digest import IS_FALLBACK
-from ..core.errors import EnvironmentFault, RequiemError
+from ..core.errors import EnvironmentFault, Interrupted, RequiemError
 from .console import ReaderGone, print_error, write_err, write_out
 from .globals import Globals, split
 
@@ -37,7 +37,7 @@ def run(arguments: list[str], *, plain: bool = False) -> int:
     except RequiemError as error:
         return _fail(error, shared)
     except KeyboardInterrupt:
-        return 130
+        return _interrupted(shared)
     except ReaderGone:
         return 128 + signal.SIGPIPE
     except RecursionError as error:
@@ -48,11 +48,22 @@ def run(arguments: list[str], *, plain: bool = False) -> int:
         return _bug(error, shared)
 
 
+def _interrupted(shared: Globals) -> int:
+    error = Interrupted(signal.SIGINT)
+    if shared.json:
+        with suppress(OSError, ReaderGone):
+            write_out(_document(error))
+    return error.exit_code
+
+
+def _document(error: RequiemError) -> str:
+    return json.dumps({"error": error.as_json(), "ok": False, "schema": "requiem.error/1"}, sort_keys=True) + "\n"
+
+
 def _fail(error: RequiemError, shared: Globals) -> int:
     with suppress(OSError, ReaderGone):
         if shared.json:
-            document = {"error": error.as_json(), "ok": False, "schema": "requiem.error/1"}
-            write_out(json.dumps(document, sort_keys=True) + "\n")
+            write_out(_document(error))
         print_error(error, color=shared.color == "always")
     return error.exit_code
 

@@ -23,6 +23,7 @@ from .running import keep_up, make_options, parse_sets, run_build
 @click.option("--cache", "cache", default="rw", show_default=True, help="rw, ro, wo or off.")
 @click.option("--sandbox", "sandbox", help="strict, process or none, for this run.")
 @click.option("--explain", "explain", is_flag=True, help="Give each step's reason.")
+@click.option("--explain-policy", "explain_policy", help="Say what the sandbox of STEP will do, and run nothing.")
 @click.option("--shuffle", "shuffle", help="Run ready steps in a random order made from SEED.")
 @click.option("--profile", "profile", help="Use [profiles.NAME].")
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
@@ -41,6 +42,7 @@ def command(
     cache: str,
     sandbox: str | None,
     explain: bool,
+    explain_policy: str | None,
     shuffle: str | None,
     profile: str | None,
     set_: tuple[str, ...],
@@ -70,6 +72,10 @@ def command(
         wait=not no_wait,
         brief=not (shared.json or shared.verbose),
     )
+    if explain_policy is not None:
+        from .policy import tell_policy
+
+        return tell_policy(options, explain_policy, shared)
     report = run_build(options, shared)
     if timeline is not None:
         from .cas_store import open_view

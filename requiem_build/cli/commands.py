@@ -89,7 +89,7 @@ def run(shared: Globals, words: list[str]) -> int:
     except click.exceptions.Exit as finished:
         return int(finished.exit_code)
     except click.Abort:
-        return 130
+        raise KeyboardInterrupt from None  # What click makes of Ctrl-C: the caller tells of it.
     except click.ClickException as error:
         raise _usage_error(error, words) from error
 

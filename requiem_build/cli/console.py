@@ -32,7 +32,8 @@ LABEL_WIDTH = 8
 
 def plain(text: str) -> str:
     """Text that cannot steer a terminal: control characters and half surrogates are shown, not sent."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
+    found = set(_CONTROL.findall(text))  # A megabyte of them is not rare, and few are different.
+    return text.translate({ord(each): f"\\x{ord(each):02x}" for each in found}) if found else text
 
 
 def wants_color(choice: str, stream: IO[str], environment: Mapping[str, str]) -> bool:

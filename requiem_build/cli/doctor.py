@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 
 import click
 
 from .. import __version__
-from ..sandbox.probe import Capability, probe
+from ..core.errors import UsageError
+from ..engine.settings import load_settings
+from ..engine.signing import look
+from ..engine.workspace import find_workspace
+from ..sandbox.probe import Capability, probe, probe_limits
 from .console import plain, wants_color, write_out
 from .globals import Globals
 
-OPTIONAL = frozenset({"constant pid", "frozen clock", "hidden host paths", "landlock", "seeded randomness"})
+OPTIONAL = frozenset(
+    {"constant pid", "frozen clock", "hidden host paths", "landlock", "limits by cgroup", "seeded randomness"}
+)
 """What strict does without where the kernel lacks it; the record says so, or a step that asks for it is refused."""
 
 
@@ -20,13 +27,20 @@ def is_required(item: Capability) -> bool:
     return item.name not in OPTIONAL
 
 
+def _root(shared: Globals) -> str | None:
+    with suppress(UsageError):
+        return find_workspace(shared.start, shared.file)[0]
+    return None
+
+
 @click.command()
 @click.pass_context
 def command(context: click.Context) -> int:
     """Boot the sandbox and say, item by item, what is in force, and how to get what is not."""
     shared: Globals = context.obj
-    found = probe()
+    found = [*probe(), probe_limits(load_settings(shared.environment).cgroup)]
     strict = all(item.in_force for item in found if is_required(item))
+    signing = look(shared.environment, _root(shared))
     if shared.json:
         answer = {
             "capabilities": [
@@ -42,6 +56,7 @@ def command(context: click.Context) -> int:
             "engine": __version__,
             "ok": strict,
             "schema": "requiem.doctor/1",
+            "signing": signing.as_json(),
         }
         write_out(json.dumps(answer, indent=2, sort_keys=True) + "\n")
         return 0 if strict else 4
@@ -54,6 +69,9 @@ def command(context: click.Context) -> int:
         write_out(f"{mark}  {item.name.ljust(width)}  {plain(item.detail)}\n")
         if not item.in_force and item.how_to_get:
             write_out(f"     {' ' * width}  hint: {plain(item.how_to_get)}\n")
+    write_out("\n")
+    for name, told in signing.lines():
+        write_out(f"     {name.ljust(width)}  {plain(told)}\n")
     verdict = "the level strict holds here" if strict else "the level strict cannot be had here: --sandbox process"
     write_out(f"\nrequiem {__version__}: {verdict}\n")
     return 0 if strict else 4

@@ -25,7 +25,7 @@ def command(context: click.Context, file: str) -> int:
     prepare_dot(site.dot)
     store = open_store(site)
     with heeding_signals() as heed, store.lease():
-        ran = execute(request, site, store, heed)
+        ran = execute(request, site, store, shared.environment, heed)
     write_bytes(ran.result.encoded + b"\n")
     if ran.failure:
         write_err(f"error: the step failed: {plain(ran.failure)}\n")

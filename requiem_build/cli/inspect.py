@@ -32,6 +32,7 @@ SCHEMAS = (
     *("manifest", "request", "result", "record", "meta", "event", "report", "replay", "reproduce", "version"),
     *("list", "why"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
+    *("clean", "error", "log"),
     *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle"),
 )
 KINDS = ("request", "result", "record", "trace", "signatures")

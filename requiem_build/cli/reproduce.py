@@ -23,9 +23,11 @@ from ..engine.options import Options
 from ..engine.ratchet import fallen, parse_ratchet, raised
 from ..engine.reproduce import Examined, Finding, examine
 from ..engine.rerun import CannotRerun, Rerunner
-from ..engine.site import Site, find_site, open_view, question_of, working_store
+from ..engine.site import Site, find_site, open_view, question_of, trust_of, working_store
 from ..engine.trials import find_clock_library
-from ..engine.verdicts import Known, find_known, level_of, select, settled, verdict_of
+from ..engine.trust import Trust
+from ..engine.verdicts import Known, Levels, find_all_known, fresh_verdict, select, settled, verdict_of
+from ..store.keys import Verifier
 from ..store.layout import Store
 from ..store.verdicts import Verdicts
 from .console import plain, write_err, write_out
@@ -90,6 +92,7 @@ def command(
         raise UsageError(f"-j is {jobs}, not a number of jobs from 1 to {JOBS_MAX}")
     options = Options(shared.start, shared.environment, manifest=shared.file, profile=profile, sets=parse_sets(set_))
     site = find_site(options)
+    trust = trust_of(site, options)
     store = open_view(site)
     before = _read_ratchet(shared, ratchet)
     planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
@@ -98,9 +101,9 @@ def command(
     memory = memories.load(site.dot, site.seal)
     with heeding_signals() as heed, Rerunner(site, store, planned.plan.roots) as rerunner:
         heed(rerunner.interrupt)
-        work = _Work(shared, site, store, rerunner, runs)
+        work = _Work(shared, site, store, trust, rerunner, runs)
         with ThreadPoolExecutor(jobs or 2 * len(os.sched_getaffinity(0))) as pool:
-            known = [find_known(store, name, memory) for name in chosen]
+            known = find_all_known(store, chosen, memory, site.workspace_id)
             lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))
         code = _answer(shared, lines, fell, work.library, rerunner)
@@ -115,13 +118,17 @@ def command(
 class _Work:
     """What all steps share."""
 
-    def __init__(self, shared: Globals, site: Site, store: Store, rerunner: Rerunner, runs: int) -> None:
+    def __init__(
+        self, shared: Globals, site: Site, store: Store, trust: Trust | None, rerunner: Rerunner, runs: int
+    ) -> None:
         self.shared = shared
         self.site = site
         self.rerunner = rerunner
         self.runs = runs
         self.library = find_clock_library()
         self.reading = Verdicts(store)
+        self.levels = Levels(store, trust)
+        self.key = None if trust is None else trust.key
         self.writing: Verdicts | None = None
         self.lock = threading.Lock()
 
@@ -129,7 +136,7 @@ class _Work:
         if known is None:
             line = Line(name, why_not="it has no recorded result here: requiem build")
         else:
-            line = Line(name, known, before=level_of(self.reading, known))
+            line = Line(name, known, before=self.levels.level(known))
             line.after = line.before
             try:
                 self.rerunner.check(known.request)
@@ -161,12 +168,18 @@ class _Work:
 
     def _settle(self, known: Known, examined: Examined) -> Level:
         verdict = settled(verdict_of(self.reading, known), examined)
-        before = level_of(self.reading, known)
+        before = self.levels.level(known)
         with self.lock:
             if self.writing is None:
                 self.writing = Verdicts(working_store(self.site))
         self.writing.keep(verdict)
-        after = level_of(self.reading, known)
+        if self.key is not None:  # Of what it ran itself: what anybody can write into the store is not signed on.
+            said = self.reading.signed_by(
+                [self.key.key_id], verdict.request_digest, verdict.result_digest, Verifier([self.key])
+            )
+            own = said.get(self.key.key_id) or fresh_verdict(known)
+            self.writing.keep_signed(settled(own, examined), self.key)
+        after = self.levels.level(known)
         if after < before:
             noop.forget(self.site)  # A build that had nothing to do may now have something to refuse.
         return after

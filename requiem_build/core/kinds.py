@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from .fields import dataclass
 from .locate import KeyPath
 from .paths import has_control, quoted
+from .policy import WORLD_ENVIRONMENT
 
 DURATION_MS_MAX = 366 * 24 * 3600 * 1000
 SIZE_MAX = 2**50
@@ -165,6 +166,13 @@ def _environment_item(name: Any) -> Problem | None:
     return _text(name) or _environment_name(name)
 
 
+def _secret_item(name: Any) -> Problem | None:
+    problem = _text(name)
+    if problem is None and (not _IDENTIFIER.fullmatch(name) or name in WORLD_ENVIRONMENT):
+        problem = Problem(f"{quoted(name)} cannot name a secret", hint="a secret is a variable's name, and no pattern")
+    return problem
+
+
 def _any(value: Any) -> Problem | None:
     return None
 
@@ -310,6 +318,7 @@ ENVIRONMENT = Kind(
     {"type": "object", "additionalProperties": _STRING},
 )
 ENVIRONMENT_NAMES = Kind("a list of names", _list(_environment_item, "a list of names"), _STRINGS)
+SECRET_NAMES = Kind("a list of names", _list(_secret_item, "a list of names"), _STRINGS)
 DURATION = Kind(
     "a duration",
     _duration,

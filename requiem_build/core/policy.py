@@ -100,3 +100,27 @@ class Limits:
     file_size_bytes: int | None = None
     output_size_bytes: int | None = None
     tmp_bytes: int | None = None
+
+    def items(self) -> dict[str, int]:
+        """Those that there are, by their keys in a manifest; times in milliseconds, sizes in bytes."""
+        found = {name.removesuffix("_ms").removesuffix("_bytes"): getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def line(self, key: str) -> str:
+        """The limit as a manifest says it."""
+        return line_of(key, self.items().get(key))
+
+
+def line_of(key: str, value: int | None) -> str:
+    """`memory = "64MiB"`; only the key where there is no value, as of /tmp, which the machine's memory limits."""
+    if value is None:
+        return key
+    units = _DURATIONS if key in ("timeout", "cpu_time") else () if key in ("processes", "open_files") else _SIZES
+    for size, unit in units:
+        if value % size == 0:
+            return f'{key} = "{value // size}{unit}"'
+    return f"{key} = {value}"
+
+
+_DURATIONS = ((3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms"))
+_SIZES = ((1024 * MIB, "GiB"), (MIB, "MiB"), (1024, "KiB"))

@@ -15,6 +15,7 @@ from .fields import dataclass, replace
 from .result import Record
 
 RECORD_TYPE = "application/vnd.requiem.record.v1+json"
+VERDICT_TYPE = "application/vnd.requiem.verdict.v1+json"
 PACK_TYPE = "application/vnd.requiem.pack.v1+json"
 STATEMENT_TYPE = "application/vnd.in-toto+json"
 

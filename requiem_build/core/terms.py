@@ -29,6 +29,8 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
         with telling(step, f"env.{name}", step.places["env"].at(name)):
             _refuse_late(link, text)
             env[name] = line(text, names)
+    secrets = tuple(by_bytes(set(values.get("secrets", ()))))
+    _refuse_twice(link, secrets, {*env, *values.get("pass_env", ())})
     return Instance(
         name=draft.name,
         step=step.name,
@@ -47,6 +49,7 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
         env=env,
         pass_env=tuple(by_bytes(set(values.get("pass_env", ())))),
         env_file=link.env_file,
+        secrets=secrets,
         tools=tuple(by_bytes({text for text, _ in list_words(draft, "tools")})),
         roots=link.roots,
         policy=policy_of(draft),
@@ -66,6 +69,15 @@ def _refuse_late(link: Link, text: str) -> None:
         raise link.draft.step.places["env"].error(
             f"env of step {quoted(link.draft.name)} speaks of inputs that are only known after another step's run"
         )
+
+
+def _refuse_twice(link: Link, secrets: tuple[str, ...], others: set[str]) -> None:
+    """What `env` and `pass_env` give is in the key, and so known to whoever reads the store."""
+    for name in secrets:
+        if name in others or f"{name}?" in others:
+            raise link.draft.step.places["secrets"].error(
+                f"step {quoted(link.draft.name)} has {quoted(name)} among its secrets, and in env or pass_env too"
+            )
 
 
 def policy_of(draft: Draft) -> Policy:

@@ -16,6 +16,7 @@ from . import canonical
 from .digest import Digest, is_digest, object_digest
 from .errors import RequestError
 from .fields import dataclass, field
+from .policy import Policy
 from .request import Request
 from .result import Record
 
@@ -70,9 +71,9 @@ class Verdict:
     confirmed: bool = False
     varied: tuple[str, ...] = ()
 
-    def level(self, request: Request, record: Record, here: str) -> Level:
-        """The level on the host `here`."""
-        if self.caps(request, record, here):
+    def level(self, request: Request, record: Record, here: str, *, vouched: bool = False) -> Level:
+        """The level on the host `here`. `vouched`: a key that its reader trusts has signed the record."""
+        if self.caps(request, record, here, vouched=vouched):
             return Level(0)
         if request.discover and not self.confirmed:
             return Level(0)
@@ -82,16 +83,18 @@ class Verdict:
         elsewhere = any(host != self.made_on for host in self.agreed)
         return Level(3 if elsewhere else 2, runs)
 
-    def caps(self, request: Request, record: Record, here: str) -> list[str]:
+    def caps(self, request: Request, record: Record, here: str, *, vouched: bool = False) -> list[str]:
         """Why nothing can be earned; empty if it can."""
         found = [f"asserted: {what}" for what in record.asserted if what not in NO_CAPS]
         if request.policy.sandbox != "strict" or record.protection.get("level") != "strict":
             found.append(f"sandbox {request.policy.sandbox}")
         if request.policy.network != "none":
             found.append("network host")
-        if request.secrets:
-            found.append("a secret")
-        if record.host != here and here not in self.agreed:
+        if request.policy.system == "host" and "system" not in {*NO_CAPS, *record.asserted}:
+            found.append("system host")
+        secrets = (f"secret {name}" for name in request.secrets)
+        found += [secret for secret in secrets if secret not in record.asserted]
+        if record.host != here and here not in self.agreed and not vouched:
             found.append(f"made on {record.host}, and not yet run here")
         return found
 
@@ -115,8 +118,12 @@ class Verdict:
         return canonical.encode_plain({**self.as_json(), "digest": object_digest(body)})
 
 
-NO_CAPS = frozenset({"system"})
-"""Assertions that take nothing away: what is installed is in the key by its packages, and a run again sees the same."""
+NO_CAPS = frozenset({"system"} if Policy().system == "host" else ())
+"""Assertions that take nothing away.
+
+While the host's whole system is what a step sees unless it says otherwise, nothing could rise above `unknown` without
+this; where the packages' view is the default, whoever asks for the host's takes it on trust.
+"""
 
 
 def parse_verdict(content: bytes) -> Verdict:

@@ -17,7 +17,7 @@ from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.fields import dataclass
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
-from ..core.instance import Plan
+from ..core.instance import Instance, Plan
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -32,10 +32,11 @@ from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
 from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
-from .owning import foreign_owner, refuse_tracked, remove_vanished
+from .owning import foreign_owner, refuse_behind_links, refuse_tracked, remove_vanished
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .report import Report
 from .requests import RequestMaker
+from .secrets import Secrets, check_environment
 from .site import (
     Site,
     boot_sandbox,
@@ -52,7 +53,7 @@ from .site import (
     working_store,
 )
 from .stamps import Stamps, tells_changes_apart
-from .step import INTERRUPTED, Outcome, Performer
+from .step import INTERRUPTED, Outcome, Performer, why_not_remembered
 from .surroundings import Surroundings
 from .upkeep import Upkeep
 from .workspace import Workspace
@@ -141,6 +142,7 @@ class _Run:
         self.trust = trust_of(site, options)
         self.part: touched.Part | None = None
         """What must be looked at, if that is not all of the plan."""
+        self.secrets = Secrets(options.environment, site.settings.secrets)
 
     def emit(self, event: Event) -> None:
         if isinstance(event, Warned):
@@ -227,6 +229,7 @@ class _Run:
             keep=blobs.hold,
             fine=tells_changes_apart(os.path.join(site.dot, "tmp")),
             device=os.stat(site.root).st_dev,
+            expected=partial(self.part.stamp, site.root) if self.part is not None else lambda _: None,
         )
         workspace = Workspace(site.root, stamps, blobs)
         layout = Layout(
@@ -248,6 +251,8 @@ class _Run:
         )
         if not options.dry_run:
             refuse_tracked(site.root, plan, self._made(), layout)
+            refuse_behind_links(site.root, plan)
+            self._check_environment()
         gc.freeze()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
@@ -292,6 +297,25 @@ class _Run:
             )
         self.emit(Warned(who))
 
+    def _check_environment(self) -> None:
+        """Raises UnknownName for a variable or a secret that a step cannot do without."""
+
+        def must_run(instance: Instance) -> bool:
+            if self.options.cache not in ("rw", "ro"):
+                return True
+            level = self.options.sandbox or self.site.settings.sandbox or instance.policy.sandbox
+            return bool(why_not_remembered(instance, level))
+
+        instances = self.planned.plan.instances.values()
+        concerned = [instance for instance in instances if instance.pass_env or instance.secrets]
+        check_environment(
+            concerned,
+            self.options.environment,
+            self.secrets,
+            must_run=must_run,
+            warn=lambda text: self.emit(Warned(text)),
+        )
+
     # Schedule
 
     @contextmanager
@@ -310,6 +334,7 @@ class _Run:
             list_undeclared=self.options.verbose,
             maker=self._maker,
             admit=admission or nullcontext,
+            secrets=self.secrets.values,
         )
         try:
             yield executor
@@ -383,6 +408,7 @@ class _Run:
             explain=self._explain,
             asked=self.asked,
             known={} if self.part is None else touched.Outcomes(self.part),
+            environment=self.options.environment,
         )
 
     def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:
@@ -543,7 +569,7 @@ class _Run:
         from .verdicts import shortfalls
 
         self.remember()  # What is not published yet has earned nothing.
-        self.report.refusals = shortfalls(self.store, instances, self.report.steps)
+        self.report.refusals = shortfalls(self.store, instances, self.report.steps, self.trust)
         for refusal in self.report.refusals:
             self.emit(Warned(refusal))
         return Refused.exit_code if self.report.refusals else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..core.digest import Digest
 from ..core.entries import Tree
@@ -18,13 +18,20 @@ from ..executors.blobs import Blobs
 from ..executors.local import SYSTEM_ROOT, LocalExecutor
 from ..sandbox.system import lookup, system_digest
 from ..store.layout import Store
+from .secrets import Secrets
 from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
 from .surroundings import Surroundings
 
 
-def execute(request: Request, site: Site, store: Store, on_start: Callable[[Callable[[int], None]], None]) -> Ran:
-    """Runs one request whose objects are in the store.
+def execute(
+    request: Request,
+    site: Site,
+    store: Store,
+    environment: Mapping[str, str],
+    on_start: Callable[[Callable[[int], None]], None],
+) -> Ran:
+    """Runs one request whose objects are in the store. `environment` is the caller's, for secrets.
 
     Raises EnvironmentFault if its roots, tools or platform are not this host's, UnknownName for a missing object.
     """
@@ -37,7 +44,12 @@ def execute(request: Request, site: Site, store: Store, on_start: Callable[[Call
     blobs.put(b"")
     roots = [os.path.join(site.root, path) for path in request.roots if path != SYSTEM_ROOT]
     scratch = tempfile.mkdtemp(dir=os.path.join(site.dot, "tmp"))
-    executor = LocalExecutor(blobs, lambda wanted: boot_sandbox(wanted, site, store, roots), workspace=site.root)
+    executor = LocalExecutor(
+        blobs,
+        lambda wanted: boot_sandbox(wanted, site, store, roots),
+        workspace=site.root,
+        secrets=Secrets(environment, site.settings.secrets).values,
+    )
     try:
         on_start(lambda _: executor.cancel(kill=False))
         return executor.execute(request, {}, Limits())

@@ -5,7 +5,6 @@ It knows requests as JSON values and nothing else; what a system's digest is mad
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,6 @@ SYSTEM_ROOT = "/usr"
 LISTING = "//discover"
 ABSENT = "absent"
 SHOWN_MAX = 60
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|AUTH|API_?KEY|ACCESS_?KEY|SESSION|COOKIE", re.I)
 
 _LISTED = "the files that discover matches are others"
 _SHADOWING = "the files that bear the name of a system header are others"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from ..core.instance import Instance
 from ..core.policy import WORKSPACE
 from ..core.request import Request
+from ..core.secrecy import looks_secret
 
 HINTS_MAX = 5
 LINE_MAX = 400
@@ -34,10 +35,18 @@ _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
 _WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
 _INCLUDE = re.compile(r"-(?:I|iquote|isystem)\s*(\S+)")
+_VARIABLE = re.compile(r"(?<![\w./-])[A-Za-z_][A-Za-z0-9_]{2,}(?![\w./-])")
+_LACKS = re.compile(r"unbound|unset|undefined|not set|not defined|missing|required|null|KeyError|environ", re.I)
 
 
 def for_failure(
-    instance: Instance, text: str, root: str, *, visible: Collection[str], request: Request
+    instance: Instance,
+    text: str,
+    root: str,
+    *,
+    visible: Collection[str],
+    request: Request,
+    environment: Mapping[str, str],
 ) -> tuple[str, ...]:
     """TOML lines to add, for what a failed step's output mentions."""
     text = "\n".join(line[:LINE_MAX] for line in text.splitlines()[-LINES_MAX:])  # Minified code is no message.
@@ -53,12 +62,24 @@ def for_failure(
                 found[outside] = None
     for match in _GENERATED.finditer(text):
         found[_input_line(instance, match.group(1))] = None
+    for name in _held_back(text, request, environment):
+        key = "secrets" if looks_secret(name) else "pass_env"
+        found[f'"{name}" is set on this host but "{instance.name}" does not see it: {key} = [..., "{name}"]'] = None
     for match in _COMMAND.finditer(text):
         name = next(group for group in match.groups() if group)
         line = _program(name, instance)
         if line:
             found[line] = None
     return tuple(found)[:HINTS_MAX]
+
+
+def _held_back(text: str, request: Request, environment: Mapping[str, str]) -> Iterator[str]:
+    """Variables of the host that a line complains of, and that the step was not given."""
+    for line in text.splitlines():
+        if _LACKS.search(line):
+            for name in _VARIABLE.findall(line):
+                if name in environment and name not in request.env and name not in request.secrets:
+                    yield name
 
 
 def _mentions(text: str) -> Iterator[str]:

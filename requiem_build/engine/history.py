@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -42,6 +42,26 @@ def finished(store: Store, workspace: str | None, step: str) -> Iterator[Happene
         happened = in_run(store, run, step)
         if happened is not None:
             yield happened
+
+
+def last_successes(store: Store, workspace: str, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Steps -> the request and result digests with which each last succeeded in a workspace, by the store's journals.
+
+    What a workspace has no memory of of its own: it was deleted, or is another user's.
+    """
+    wanted = set(names)
+    found: dict[str, tuple[str, str]] = {}
+    for run in runs_of(store, workspace):
+        if not wanted:
+            break
+        with suppress(RequiemError, ValueError, KeyError):
+            for line in store.objects.get(run.journal).splitlines():
+                event = json.loads(line)
+                succeeded = event.get("event") == "step_finished" and event["state"] in ("fresh", "hit", "ran")
+                if succeeded and event["name"] in wanted:
+                    found[event["name"]] = (event["request_digest"], event["result_digest"])
+        wanted -= found.keys()
+    return found
 
 
 def in_run(store: Store, run: Run, step: str) -> Happened | None:

@@ -19,8 +19,9 @@ from ..core.request import ABSENT, Request, is_read, parse_request
 from ..core.result import Record, Result
 from ..sandbox.system import lookup
 from ..store.layout import Store
+from ..store.records import Kept
+from . import history, plans
 from . import memory as memories
-from . import plans
 from .options import Options
 from .site import Site, find_site, question_of, working_store
 
@@ -165,9 +166,17 @@ def trace_back(options: Options) -> Lineage:
     store = working_store(site, planned.store_settings, dry_run=True)
     memory = memories.load(site.dot, site.seal)
     links: dict[str, Step] = {}
-    for name, instance in planned.plan.instances.items():
-        if not instance.is_group:
-            links[name] = _link(name, instance, memory, store, options)
+    instances = {name: instance for name, instance in planned.plan.instances.items() if not instance.is_group}
+    told = {
+        name: (step.request_digest, step.result_digest)
+        for name, step in memory.steps.items()
+        if step.variant == options.variant
+    }
+    forgotten = [name for name in instances if name not in told]
+    recalled = history.last_successes(store, site.workspace_id, forgotten) if forgotten else {}
+    for name, instance in instances.items():
+        built = told.get(name) or recalled.get(name)
+        links[name] = _link(name, instance, built, store, site, from_journal=name not in told)
     _check_that_links_fit(links)
     makers = [link for link in links.values() if link.result.outputs]  # A test needs what it tests, and ends nothing.
     needed = {need for link in makers for need in (*link.instance.needs, *link.instance.after)}
@@ -175,21 +184,54 @@ def trace_back(options: Options) -> Lineage:
     return Lineage(site, store, links, targets, planned.manifest, _project_name(site))
 
 
-def _link(name: str, instance: Instance, memory: memories.Memory, store: Store, options: Options) -> Step:
-    remembered = memory.steps.get(name)
-    if remembered is None or remembered.variant != options.variant:
-        raise UsageError(f'step "{name}" has not been built here', hint="requiem build, with the same settings")
-    kept = store.records.find(Digest(remembered.request_digest))
-    if kept is None or kept.result.digest != remembered.result_digest:
-        others = list(store.records.divergences(Digest(remembered.request_digest)))
-        kept = next((each for each in others if each.result.digest == remembered.result_digest), None)
+def _link(
+    name: str, instance: Instance, built: tuple[str, str] | None, store: Store, site: Site, *, from_journal: bool
+) -> Step:
+    """`built`: the digests of its request and result. What only a journal tells must be what is planned now."""
+    if built is None:
+        raise UsageError(
+            f'step "{name}" has not been built here',
+            facts=[
+                ("looked in", f"{site.dot}, which only the user who built reads, and the journals of {store.root}"),
+                ("workspace", f"{site.root} ({site.workspace_id})"),
+            ],
+            hint="requiem build, with the same settings, in this directory and with this store",
+        )
+    request_digest, result_digest = built
+    kept = find_result(store, request_digest, result_digest)
     if kept is None:
         raise UsageError(
             f'the store has no record of step "{name}"',
-            facts=[("request", remembered.request_digest), ("store", str(store.root))],
+            facts=[("request", request_digest), ("store", str(store.root))],
             hint="a step that runs each time is not remembered; for any other: requiem build --cache wo",
         )
-    return Step(name, instance, parse_request(kept.request), kept.result, kept.record)
+    request = parse_request(kept.request)
+    if from_journal and not _is_of(instance, request):
+        raise UsageError(
+            f'step "{name}" was last built here under other settings, or before the manifest changed',
+            facts=[("request", request_digest), ("told by", f"the journals of {store.root}")],
+            hint="requiem build, with the same settings",
+        )
+    return Step(name, instance, request, kept.result, kept.record)
+
+
+def find_result(store: Store, request_digest: str, result_digest: str) -> Kept | None:
+    """The record that a request gave this very result: everybody's first, then those in the scope of each key."""
+    for records in store.scopes():
+        kept = records.find(Digest(request_digest))
+        if kept is not None and kept.result.digest == result_digest:
+            return kept
+        for each in records.divergences(Digest(request_digest)):
+            if each.result.digest == result_digest:
+                return each
+    return None
+
+
+def _is_of(instance: Instance, request: Request) -> bool:
+    """Whether a request can be of the step as it is planned now: its command, outputs and variables."""
+    same = instance.late or tuple(instance.command) == tuple(request.command)
+    declared = sorted(instance.outputs) == sorted(request.outputs)
+    return bool(same) and declared and all(request.env.get(name) == value for name, value in instance.env.items())
 
 
 def _check_that_links_fit(links: Mapping[str, Step]) -> None:

@@ -55,6 +55,24 @@ def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout)
             )
 
 
+def refuse_behind_links(root: str, plan: Plan) -> None:
+    """Raises UsageError, before anything runs, for an output that would be laid out through a symlinked directory."""
+    real: set[str] = {""}
+    for name, instance in plan.instances.items():
+        for declared in instance.outputs if instance.lay_out else ():
+            path = compile_pattern(declared).prefix + "/x" if is_pattern(declared) else unescape(declared).rstrip("/")
+            folder = os.path.dirname(path)
+            while folder not in real:
+                if os.path.islink(f"{root}/{folder}"):
+                    raise UsageError(
+                        f'output "{declared}" of "{name}" lies behind a symlink, "{folder}"',
+                        facts=[("leads to", os.readlink(f"{root}/{folder}"))],
+                        hint="name the directory that it leads to, or remove it",
+                    )
+                real.add(folder)
+                folder = os.path.dirname(folder)
+
+
 def remove_vanished(root: str, plan: Plan, memory: Memory, variant: str, layout: Layout) -> None:
     """Takes away, if they are as we made them, the outputs of steps that the manifest no longer has."""
     alive = set(plan.declared.values())

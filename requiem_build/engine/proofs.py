@@ -41,11 +41,15 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a step's line in the journal stands for. `record` is the one that the store keeps, if it keeps one."""
+    """What a step's line in the journal stands for. `record` is the one that the store keeps, if it keeps one.
+
+    `copies` are all that it keeps of this result: in the scope of no key (""), or of one.
+    """
 
     request: Request
     result: Result
     record: Record | None
+    copies: tuple[tuple[str, Record], ...] = ()
 
 
 @dataclass(slots=True)
@@ -78,8 +82,14 @@ class Proofs:
         if not is_digest(digest):
             raise RequestError("its request's digest is not a digest")
         place = f"records/{digest[:2]}/{digest}"
+        scopes = ("", *self.store.key_ids())
         looked = [scope.look(Digest(digest)) for scope in self.store.scopes()]
-        fitting = [kept for kept in looked if isinstance(kept, Kept) and kept.result.digest == event["result_digest"]]
+        copies = [
+            (key_id, kept)
+            for key_id, kept in zip(scopes, looked, strict=True)
+            if isinstance(kept, Kept) and kept.result.digest == event["result_digest"]
+        ]
+        fitting = [kept for _, kept in copies]
         damaged = [absent for absent in looked if isinstance(absent, Absent) and absent.damaged]
         if damaged or not fitting:
             absent = next(iter(damaged), looked[0])
@@ -88,7 +98,8 @@ class Proofs:
             return Problem(f"there is no record of its request: {absent.reason}", place, event["name"])
         named = [kept for kept in fitting if kept.record.digest == event["record_digest"]]
         kept = (named or fitting)[0]
-        return Proven(parse_request(kept.request), kept.result, kept.record)
+        found = tuple((key_id, each.record) for key_id, each in copies)
+        return Proven(parse_request(kept.request), kept.result, kept.record, found)
 
     def check(self, event: Event, proven: Proven, where: str) -> Iterator[Problem]:
         """All that is wrong with a step whose request and result were found."""
@@ -99,29 +110,39 @@ class Proofs:
             *_undeclared(request, result, made=event["state"] != "failed"),
         ):
             yield Problem(what, where, name)
-        for what in (*_wrong_record(event, request, result, record), *self._wrong_signatures(record)):
+        for what in _wrong_record(event, request, result, record):
             yield Problem(what, place, name)
-        if request.discover and record is not None:
-            yield from self._check_path_set(name, request, record)
+        for key_id, copy in proven.copies:
+            scope = f"records/signed/{key_id}" if key_id else "records"
+            for what in self._wrong_signatures(key_id, copy):
+                yield Problem(what, f"{scope}/{request.digest[:2]}/{request.digest}", name)
+            if request.discover:
+                yield from self._check_path_set(name, request, key_id, copy)
         for what, found in self._objects_of(request, result):
             for problem in self._check_entry(found):
                 yield Problem(f"{what}: {problem}", _place(found), name)
 
-    def _wrong_signatures(self, record: Record | None) -> Iterator[str]:
+    def _wrong_signatures(self, scope: str, record: Record) -> Iterator[str]:
         """Of keys that are known here: what others signed, nobody here can judge."""
-        if record is None or self.verifier is None or not record.signatures:
+        if self.verifier is None or not (record.signatures or scope):
             return
         from ..store.seals import describe
 
-        for seen in describe(record, self.verifier):
+        found = describe(record, self.verifier)
+        for seen in found:
             if seen.state.startswith("invalid"):
                 yield f"a signature of its record is {seen.state}"
+            elif seen.hint not in ("", seen.key_id):
+                yield f"a signature of its record says that it is of the key {seen.hint}, and is of {seen.key_id}"
+        if scope and scope not in (seen.key_id for seen in found):
+            yield f"its record lies where those of the key {scope} lie, and is not signed by it"
 
-    def _check_path_set(self, name: str, request: Request, record: Record) -> Iterator[Problem]:
+    def _check_path_set(self, name: str, request: Request, scope: str, record: Record) -> Iterator[Problem]:
         asked = Request(**{**{f: getattr(request, f) for f in Request.__match_args__}, "discovered": None})
-        sets = self.store.records.path_sets(asked.digest)
+        records = self.store.signed_records(scope) if scope else self.store.records
+        sets = records.path_sets(asked.digest)
         if len(sets) < PATH_SETS_MAX and (record.discovered or ()) not in sets:
-            place = f"records/paths/{asked.digest[:2]}/{asked.digest}"
+            place = f"records{f'/signed/{scope}' if scope else ''}/paths/{asked.digest[:2]}/{asked.digest}"
             yield Problem("what it read is not among the known path sets", place, name)
 
     # Objects

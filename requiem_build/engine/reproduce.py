@@ -21,7 +21,7 @@ from ..core.result import Result
 from ..sandbox.perturbation import STILL, Perturbation
 from .items import ENDING, Item, Items, differing, explain, items_of
 from .rerun import NO_LIMITS, CannotRerun, Rerunner
-from .trials import AGAIN, Trial, fix_for, hold_all, holds, trials
+from .trials import AGAIN, Trial, fix_for, held, holdable, trials
 
 SAME, DIFFERS = "same", "differs"
 HELD_RUNS = 3
@@ -214,18 +214,31 @@ class _Examination:
     # Unsteady items: what makes them agree?
 
     def _hold(self) -> dict[str, tuple[str, ...]]:
-        """Three runs, at different seconds, with one thing held still; then with all of them."""
-        held: dict[tuple[str, ...], list[Items]] = {}
-        wanted: list[tuple[tuple[str, ...], Perturbation]] = [((name,), here) for name, here in holds(self.library)]
-        wanted.append((tuple(names[0] for names, _ in wanted), hold_all(self.library)))
+        """One thing held still; for what needs more, all of them, and all but one: what is missed is its cause."""
+        names = holdable(self.library)
+        alone = self._run_held([(name,) for name in names] + [names])
+        causes = {name: found for name in self.unsteady if (found := _explaining(name, alone))}
+        mixed = [name for name, found in causes.items() if found == names]
+        if mixed:
+            without = {left_out: tuple(name for name in names if name != left_out) for left_out in names}
+            partly = self._run_held(list(without.values()))
+            for name in mixed:
+                missed = tuple(each for each in names if not _all_agree(name, partly.get(without[each], [])))
+                causes[name] = missed or names
+        return causes
+
+    def _run_held(self, wanted: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[Items]]:
+        """Three runs of each, at different seconds."""
+        results: dict[tuple[str, ...], list[Items]] = {}
         for _ in range(HELD_RUNS):
             next_second()
-            for causes, here in wanted:
+            for names in wanted:
                 try:
-                    held.setdefault(causes, []).append(self._run(here, f"held: {', '.join(causes)}"))
+                    ran = self._run(held(names, self.library), f"held: {', '.join(names)}")
+                    results.setdefault(names, []).append(ran)
                 except (CannotRerun, EnvironmentFault):
                     self.rerunner.raise_if_interrupted()
-        return {name: causes for name in self.unsteady if (causes := _explaining(name, held))}
+        return results
 
     # What it comes to
 
@@ -268,12 +281,13 @@ class _Examination:
         )
 
 
-def _explaining(name: str, held: dict[tuple[str, ...], list[Items]]) -> tuple[str, ...]:
+def _explaining(name: str, held_runs: dict[tuple[str, ...], list[Items]]) -> tuple[str, ...]:
     """The first thing that, held still, makes all runs agree on an item; nothing if none does."""
-    for causes, results in held.items():
-        if len(results) == HELD_RUNS and all(_agree(name, results[0], other) for other in results[1:]):
-            return causes
-    return ()
+    return next((causes for causes, results in held_runs.items() if _all_agree(name, results)), ())
+
+
+def _all_agree(name: str, results: list[Items]) -> bool:
+    return len(results) == HELD_RUNS and all(_agree(name, results[0], other) for other in results[1:])
 
 
 def _agree(name: str, one: Items, other: Items) -> bool:
@@ -282,7 +296,7 @@ def _agree(name: str, one: Items, other: Items) -> bool:
 
 
 def next_second() -> None:
-    """Returns in a later second than it was called in: what tells the time in seconds must be able to differ."""
+    """Returns in a later pair of seconds than it was called in, which is how finely zip tells the time."""
     now = time.time()
-    while int(time.time()) == int(now):
-        time.sleep(max(0.0, 1.0 - time.time() % 1.0) + 0.001)
+    while int(time.time() / 2) == int(now / 2):
+        time.sleep(max(0.0, 2.0 - time.time() % 2.0) + 0.001)

@@ -117,6 +117,7 @@ class RequestMaker:
             asserted.append("system")
         if instance.policy.network == "host":
             asserted.append("network")
+        asserted += [f"secret {name}" for name in instance.secrets]
         policy = instance.policy if level == instance.policy.sandbox else replace(instance.policy, sandbox=level)
         request = Request(
             command=tuple(command),

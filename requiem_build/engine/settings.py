@@ -12,8 +12,10 @@ from ..core.policy import DURABILITIES, LEVELS
 
 _KEYS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "store": {"path": (str,), "durability": (str,), "max_size": (str, int)},
+    "limits": {"cgroup": (str,)},
     "build": {"jobs": (int,), "max_load": (float, int), "min_memory": (str,), "mode": (str,), "sandbox": (str,)},
 }
+_OPEN_TABLES = ("roots", "secrets", "trust")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,10 @@ class Settings:
     sandbox: str | None = None
     roots: Mapping[str, Any] = field(default_factory=dict)
     trust: Mapping[str, Any] = field(default_factory=dict)
+    cgroup: str | None = None
+    """A cgroup v2 directory of the user's own, in which limits of memory and processes are held."""
+    secrets: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> the file that holds the value."""
 
 
 def config_path(environment: Mapping[str, str]) -> str:
@@ -45,10 +51,10 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     path = config_path(environment)
     value = _read(path)
     for table, keys in value.items():
-        if table in ("roots", "trust") and isinstance(keys, dict):
+        if table in _OPEN_TABLES and isinstance(keys, dict):
             continue  # Each has a reader of its own.
         if table not in _KEYS or not isinstance(keys, dict):
-            raise _unknown(path, table, [*_KEYS, "roots", "trust"])
+            raise _unknown(path, table, [*_KEYS, *_OPEN_TABLES])
         for key, item in keys.items():
             if key not in _KEYS[table]:
                 raise _unknown(path, f"{table}.{key}", [f"{table}.{name}" for name in _KEYS[table]])
@@ -78,6 +84,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         sandbox=sandbox,
         roots=value.get("roots", {}),
         trust=value.get("trust", {}),
+        secrets=value.get("secrets", {}),
+        cgroup=_cgroup(value.get("limits", {}).get("cgroup"), path),
     )
 
 
@@ -99,6 +107,12 @@ def _read(path: str) -> dict[str, Any]:
         raise EnvironmentFault(
             "the user's configuration cannot be read", facts=[("configuration", path), ("cause", error.strerror or "")]
         ) from error
+
+
+def _cgroup(value: str | None, path: str) -> str | None:
+    if value is not None and not value.startswith("/"):
+        raise UsageError(f"limits.cgroup is {value!r}, not an absolute path", facts=[("configuration", path)])
+    return value
 
 
 def _size_max(value: int | str | None, path: str) -> int | None:

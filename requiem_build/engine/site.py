@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
-from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable
+from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, UsageError
 from ..core.fields import dataclass
 from ..core.request import Request
 from ..sandbox.base import Sandbox
@@ -23,6 +23,7 @@ from .settings import Settings, load_settings
 from .workspace import DOT, Files, find_workspace
 
 if TYPE_CHECKING:
+    from ..sandbox.cgroups import Cgroups
     from ..sandbox.perturbation import Perturbation
 
 if TYPE_CHECKING:
@@ -52,10 +53,21 @@ class Site:
 
 def find_site(options: Options) -> Site:
     root, manifest = find_workspace(options.start, options.manifest)
+    _refuse_link(os.path.join(root, DOT))
     home = sealed.cache_home(options.environment)
     return Site(
         root, manifest, os.path.join(root, DOT), home, sealed.seal_key(home), load_settings(options.environment)
     )
+
+
+def _refuse_link(path: str) -> None:
+    """What Requiem empties and overwrites is its own only where it lies in the workspace itself."""
+    if os.path.islink(path):
+        raise UsageError(
+            f'"{path}" is a symlink, and Requiem writes to no other place than the workspace',
+            facts=[("leads to", os.readlink(path))],
+            hint=f"rm {path}: what it holds can be made again",
+        )
 
 
 def host_platform() -> dict[str, str]:
@@ -173,6 +185,8 @@ def can_write(site: Site) -> bool:
 
 def prepare_dot(dot: str) -> None:
     """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
+    for name in ("tmp", "staged", "displaced", STAND_IN):
+        _refuse_link(os.path.join(dot, name))
     try:
         os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
         ignore = os.path.join(dot, ".gitignore")
@@ -200,6 +214,14 @@ def _is_gone(store: Store, error: SandboxUnavailable) -> bool:
     return any("ENOENT" in told and str(root) in told for _, told in error.facts for root in store.roots)
 
 
+def _cgroups(site: Site) -> Cgroups | None:
+    if site.settings.cgroup is None:
+        return None
+    from ..sandbox.cgroups import Cgroups
+
+    return Cgroups(site.settings.cgroup)
+
+
 def boot_sandbox(
     request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None = None
 ) -> Sandbox:
@@ -221,6 +243,7 @@ def boot_sandbox(
                     perturbation=perturbation or STILL,
                     clock=request.policy.clock,
                     random=request.policy.random,
+                    cgroups=_cgroups(site),
                 )
             except SandboxUnavailable as error:
                 if left == 0 or not _is_gone(store, error):
@@ -238,4 +261,4 @@ def boot_sandbox(
     if level == "none":
         return NoSandbox(workspace=site.root)
     # The path is part of what the step sees: the same for the same request, and no other step's.
-    return ProcessSandbox(scratch=os.path.join(site.dot, "staged", request.digest[:24]))
+    return ProcessSandbox(os.path.join(site.dot, "staged", request.digest[:24]), _cgroups(site))

@@ -112,11 +112,14 @@ class Stamps:
         *,
         fine: bool = False,
         device: int = -1,
+        expected: Callable[[str], Stamp | None] = lambda _: None,
     ) -> None:
         self.known: MutableMapping[str, Known] = {} if known is None else known
         self._keep = keep
         self.fine = fine
         self._device = device
+        self._expected = expected
+        """The stamp that a path had when this run decided what to look at; None if that rests on nothing."""
         self.settled = True
         """Whether nothing was found to have changed while the build ran."""
         self.seen: dict[str, Stamp] = {}
@@ -135,6 +138,9 @@ class Stamps:
 
     def entry_for(self, path: str, found: os.stat_result) -> File | Link:
         stamp = stamp_of(found)
+        before = self.seen.get(path) or self._expected(path)
+        if before is not None and before != stamp:
+            self.settled = False  # Whoever looked first had another content: no stamp holds for both.
         self.seen[path] = stamp
         known = self.known.get(path)
         if known is not None and known[0] == stamp and not known[1]:

@@ -8,7 +8,7 @@ It runs in a worker thread and knows nothing of order: the schedule has seen to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Set
 from contextlib import suppress
 from typing import Any
 
@@ -49,6 +49,17 @@ class Outcome:
 
 
 Rest = Callable[[], Outcome]
+
+
+def why_not_remembered(instance: Instance, level: str) -> str:
+    """Empty for a step whose result is remembered."""
+    if not instance.cache:
+        return "cache = false: it runs each time"
+    if level == "none":
+        return "sandbox none: it runs each time"
+    if instance.policy.network == "host" and not instance.lock:
+        return 'network = "host" without lock: it runs each time'
+    return ""
 
 
 class _Once:
@@ -93,9 +104,17 @@ class Performer:
     """Told each step's request, and what `discover` offers to it, before it is answered."""
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
+    lost: Set[str] = frozenset()
+    """Steps of which nothing but outputs is known to have changed: their requests are what they were."""
+    looked_at: Container[str] = frozenset()
+    """With `lost`: all other steps are as they were."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The caller's: a variable that a step lacks and that is there is named."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     """The outputs of each step that has ended and that another waited for."""
     _flights: Flights = field(default_factory=Flights)
+    _as_before: set[str] = field(default_factory=set)
+    """Of those that were looked at, the ones that have what they had."""
 
     def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
         """The step's outcome if it is quickly had; else what is left to do, for a worker."""
@@ -103,12 +122,18 @@ class Performer:
         made = {need: outcome.outputs for need, outcome in needed.items()}
         self.known.update(made)
         known = all(outcome.known for outcome in needed.values())
+        as_before = self._waits_for_nothing_new(instance)
         if instance.is_group:
+            if as_before:
+                self._as_before.add(name)
             merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
             return Outcome(True, merged, None, known=known)
         if not known:
             finished = self._finished(instance, "unknown", reason="it waits for a miss")
             return Outcome(True, {}, finished, known=False)
+        restored = self._recovered(instance) if as_before and name in self.lost else None
+        if restored is not None:
+            return restored
         if self._is_heavy(instance, made):
             return lambda: self._perform(instance, made)
         try:
@@ -202,7 +227,7 @@ class Performer:
         offered = self._offered(instance, made)
         if self.asked is not None:
             self.asked(instance.name, asked.request, offered)
-        refusal = self._why_not_remembered(instance, asked.request)
+        refusal = why_not_remembered(instance, asked.request.policy.sandbox)
         if self.use_cache and not refusal:
             fresh = self._fresh(instance, asked.request, offered)
             if fresh is not None:
@@ -245,15 +270,6 @@ class Performer:
                     offered[path] = entry
         return offered
 
-    def _why_not_remembered(self, instance: Instance, request: Request) -> str:
-        if not instance.cache:
-            return "cache = false: it runs each time"
-        if request.policy.sandbox == "none":
-            return "sandbox none: it runs each time"
-        if request.policy.network == "host" and not instance.lock:
-            return 'network = "host" without lock: it runs each time'
-        return ""
-
     # Fresh: nothing to do, the workspace is already right
 
     def _fresh(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> Outcome | None:
@@ -269,13 +285,34 @@ class Performer:
             if self.dry_run or not self._restore(instance, remembered):
                 return None
             state = "hit"
+        return self._as_remembered(instance, remembered, state)
+
+    def _waits_for_nothing_new(self, instance: Instance) -> bool:
+        return bool(self.lost) and all(
+            need in self._as_before or need not in self.looked_at for need in (*instance.needs, *instance.after)
+        )
+
+    def _recovered(self, instance: Instance) -> Outcome | None:
+        """A lost step's outputs, from the store and without its request: by induction that is the remembered one."""
+        remembered = self.memory.steps.get(instance.name)
+        if remembered is None or remembered.trust != self.trust or remembered.variant != self.variant:
+            return None
+        try:
+            if not self._restore(instance, remembered):
+                return None
+        except (CorruptObject, MissingObject):  # Lost since it was looked for: it is made again.
+            return None
+        return self._as_remembered(instance, remembered, "hit")
+
+    def _as_remembered(self, instance: Instance, remembered: Remembered, state: StepState) -> Outcome:
+        self._as_before.add(instance.name)
         return Outcome(
             True,
             remembered.outputs,
             self._finished(
                 instance,
                 state,
-                request.digest,
+                remembered.request_digest,
                 remembered.result_digest,
                 exit_code=0,
                 termination="exited",
@@ -468,7 +505,12 @@ class Performer:
             return ()
         text = (ran.stderr + b"\n" + ran.stdout).decode("utf-8", "replace") + "\n" + ran.failure
         return hints.for_failure(
-            instance, text, self.workspace.root, visible={*inputs.entries, *offered}, request=built.request
+            instance,
+            text,
+            self.workspace.root,
+            visible={*inputs.entries, *offered},
+            request=built.request,
+            environment=self.environment,
         )
 
     # Why

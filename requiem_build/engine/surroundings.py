@@ -14,10 +14,10 @@ from ..core.errors import SourceMissing, UnknownName, UsageError
 from ..core.fields import dataclass
 from ..core.instance import Instance, Root
 from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
+from ..core.secrecy import looks_secret
 from .stamps import Stamps, links_of
 
 SYSTEM_ROOT = "/usr"
-_SECRET = re.compile(r"TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|PRIVATE|AUTH|API_?KEY|ACCESS_?KEY|SESSION|COOKIE", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +180,19 @@ class Surroundings:
             env["PATH"] = ":".join([*extra, BASE_PATH])
         for path in instance.env_file:
             env |= self._env_file(path, instance)
+        for name in instance.secrets:
+            if name in env:
+                raise UsageError(
+                    f'step "{instance.name}" has "{name}" among its secrets, and in an env_file too',
+                    hint="what an env_file gives is in the key, and so known to whoever reads the store",
+                )
         env |= instance.env
         for name in self.passed(instance):
             env[name] = self.host_env[name]
         return env
 
     def passed(self, instance: Instance) -> list[str]:
-        return passed_names(instance.pass_env, self.host_env)
+        return [name for name in passed_names(instance.pass_env, self.host_env) if name not in instance.secrets]
 
     def _env_file(self, path: str, instance: Instance) -> Mapping[str, str]:
         if path not in self._files:
@@ -199,16 +205,32 @@ class Surroundings:
 
 
 def passed_names(patterns: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Names of host variables that `pass_env` lets through: secret-like ones only by their exact name."""
+    """Names of host variables that `pass_env` lets through: secret-like ones only by their exact name.
+
+    Excludes win wherever they stand.
+    """
     names: set[str] = set()
     for pattern in patterns:
-        if pattern.startswith("!"):
-            names = {name for name in names if not fnmatchcase(name, pattern[1:])}
-        elif any(c in pattern for c in "*?["):
-            names |= {n for n in environment if fnmatchcase(n, pattern) and not _SECRET.search(n)}
-        elif pattern in environment:
-            names.add(pattern)
-    return sorted(names)
+        if is_pattern(pattern):
+            names |= {n for n in environment if fnmatchcase(n, pattern) and not looks_secret(n)}
+        elif (name := pattern.removesuffix("?")) in environment:
+            names.add(name)
+    return sorted(name for name in names if not _excluded(name, patterns))
+
+
+def _excluded(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern[1:]) for pattern in patterns if pattern.startswith("!"))
+
+
+def is_pattern(name: str) -> bool:
+    """`NAME?` is no pattern: it is a variable that may be there."""
+    return any(character in name.removesuffix("?") for character in "*?[")
+
+
+def required_names(patterns: Sequence[str]) -> list[str]:
+    """The variables that must be there: those with their plain name."""
+    plain = (name for name in patterns if name[0] != "!" and not is_pattern(name) and name[-1] != "?")
+    return [name for name in plain if not _excluded(name, patterns)]
 
 
 def parse_env_file(content: bytes, path: str) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 That build wrote down every path that it rested on (`noop.py`). A path with another stamp leads to the steps that name
 it; these, and all that wait for them, are looked at as ever. Every other step rests only on paths that are as they
-were: it is fresh. A path that leads nowhere, or that a plan rests on, sends the question to the full build.
+were: it is fresh. Where only an output is gone, its step has still given what is remembered of it. A path that leads
+nowhere, or that a plan rests on, sends the question to the full build.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any
 
 from ..core.entries import Entry
@@ -41,13 +42,21 @@ class Part:
     """The instances that are fresh, by their number in the plan, without groups."""
     seen: dict[str, Stamp]
     """Paths that changed and lead to no step: touched, or looked at and found to be the same. With their new stamps."""
+    changed: Mapping[str, Stamp]
+    """Every path with another stamp than was written down, and that stamp."""
     memory: Memory
+    lost: frozenset[str] = frozenset()
+    """Those of whose own paths only outputs are gone: nothing that they read."""
     everything: Mapping[str, Instance] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         own = sum(not instance.is_group for instance in self.planned.plan.instances.values())
         return len(self.untouched) + own
+
+    def stamp(self, root: str, path: str) -> Stamp | None:
+        """What a path had when it was decided what to look at."""
+        return self.changed.get(path) or self.written.stamp(root, path)
 
     def outputs(self, name: str) -> Mapping[str, Entry]:
         """What an instance that is fresh has made; a group, what its members have."""
@@ -157,7 +166,7 @@ def _seen_at_the_door(written: noop.Written) -> bytes | None:
     """
     for value, stamps in quick.seen:
         if value[: len(written.__match_args__)] == tuple(getattr(written, name) for name in written.__match_args__):
-            return stamps
+            return stamps or None
     return None
 
 
@@ -165,6 +174,7 @@ def _part(
     root: str, written: noop.Written, kept: plans.Kept, changed: Mapping[str, Stamp], memory: Memory
 ) -> Part | None:
     affected: set[int] = set()
+    lost: set[int] = set()
     seen: dict[str, Stamp] = {}
     rested: dict[str, evidence.Item] = {}
     stamps = Stamps(memory.known, fine=False)
@@ -177,7 +187,9 @@ def _part(
             return None
         if path in kept.kinds and now == NOTHING:
             return None
-        if readers and not _is_same(root, stamps, written, path):
+        if now == NOTHING and len(readers) == 1 and kept.declared.get(name) == kept.names[readers[0]]:
+            lost.update(readers)
+        elif readers and not _is_same(root, stamps, written, path):
             affected.update(readers)
         else:
             seen[path] = now
@@ -187,7 +199,7 @@ def _part(
         seen |= {path: stamp for path, (stamp, _, _) in rested.items()}
     if not evidence.kinds_hold({path: kept.kinds[path] for path in changed if path in kept.kinds}):
         return None
-    return _reach(written, kept, affected, seen, memory)
+    return _reach(written, kept, affected, lost - affected, seen, changed, memory)
 
 
 def _readers(kept: plans.Kept, name: str) -> list[int]:
@@ -211,16 +223,22 @@ def _is_same(root: str, stamps: Stamps, written: noop.Written, path: str) -> boo
 
 
 def _reach(
-    written: noop.Written, kept: plans.Kept, affected: Iterable[int], seen: dict[str, Stamp], memory: Memory
+    written: noop.Written,
+    kept: plans.Kept,
+    affected: Iterable[int],
+    lost: Set[int],
+    seen: dict[str, Stamp],
+    changed: Mapping[str, Stamp],
+    memory: Memory,
 ) -> Part | None:
-    """The affected instances, all that wait for them, and the groups that any of these needs."""
-    numbers = set(affected)
+    """The affected and lost instances, and all that wait for them."""
+    numbers = {*affected, *lost}
     pending = list(numbers)
     for number in pending:
         more = [each for each in kept.dependents[number] if each not in numbers]
         numbers.update(more)
         pending.extend(more)
-        if len(numbers) > SHARE_MAX * len(kept.names) and len(kept.names) > CHUNK:
+        if len(numbers) - len(lost) > SHARE_MAX * len(kept.names) and len(kept.names) > CHUNK:
             return None
     instances = {kept.names[number]: kept.instance(number) for number in sorted(numbers)}
     order = {
@@ -237,7 +255,8 @@ def _reach(
     if any(kept.names[number] not in memory.steps for number in untouched):
         return None
     planned = kept.planned(instances)
-    return Part(written, kept, planned, kept.plan(order), untouched, seen, memory, Everything(kept))
+    names = frozenset(kept.names[number] for number in lost)
+    return Part(written, kept, planned, kept.plan(order), untouched, seen, changed, memory, names, Everything(kept))
 
 
 def fresh(part: Part, number: int) -> StepFinished:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..core.differences.base import Difference
 from ..core.fields import dataclass
@@ -15,10 +15,16 @@ AGAIN = "again"
 CLOCK = "clock"
 RANDOMNESS = "randomness"
 PARALLELISM = "parallelism"
+HOST_FACTS = "host facts"
+INODES = "inode numbers"
+PROCESS_IDS = "process ids"
 AT_ONCE = 4
 """Runs of one step side by side, for `parallelism`."""
 
 SHIFT = "+400d"
+_REAL_FILE_TIMES = (("NO_FAKE_STAT", "1"),)
+"""Else libfaketime would move the dates of inputs too, which are the same each time, in some of the calls for them."""
+
 FROZEN = "2001-02-03 04:05:06"
 _LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/lib*/faketime/libfaketime.so.1")
 
@@ -49,12 +55,15 @@ def find_clock_library() -> str | None:
 def trials(library: str | None) -> Iterator[Trial]:
     """What is tried on a step that gives the same when it is just run again."""
     if library is not None:
-        still_clock = Perturbation(clock="+0d", library=library)
-        yield Trial(CLOCK, Perturbation(clock=SHIFT, library=library), control=still_clock)
+        still_clock = Perturbation(clock="+0d", library=library, env=_REAL_FILE_TIMES)
+        moved = Perturbation(clock=SHIFT, library=library, env=_REAL_FILE_TIMES)
+        yield Trial(CLOCK, moved, control=still_clock)
     yield Trial("directory order", Perturbation(newest_last=True))
     yield Trial("cpu count", Perturbation(cpus=1 if len(os.sched_getaffinity(0)) > 1 else 2))
     yield Trial(PARALLELISM, STILL, at_once=AT_ONCE)
     yield Trial("address layout", Perturbation(addresses_vary=True))
+    yield Trial(HOST_FACTS, Perturbation(other_host=True))
+    yield Trial(PROCESS_IDS, Perturbation(first_pid=4711), held=True)
     seeds = (("PYTHONHASHSEED", "4711"), ("PERL_HASH_SEED", "0x4711"))
     yield Trial("hash seed", Perturbation(env=seeds), held=True)
     yield Trial("time zone", Perturbation(env=(("TZ", "XYZ-13:45"),)), held=True)
@@ -68,17 +77,22 @@ def trials(library: str | None) -> Iterator[Trial]:
     yield Trial("workspace path", Perturbation(workspace="/elsewhere/and/deeper"), held=True)
 
 
-def holds(library: str | None) -> Iterator[tuple[str, Perturbation]]:
-    """What is held still, one thing at a time, to see which of them makes an unsteady step steady."""
-    if library is not None:
-        yield CLOCK, Perturbation(clock=FROZEN, library=library)
-    yield RANDOMNESS, Perturbation(held_random=True)
-    yield PARALLELISM, Perturbation(cpus=1)
+def holdable(library: str | None) -> tuple[str, ...]:
+    """What can be held still here, to see which of it makes an unsteady step steady."""
+    return (INODES, *((CLOCK,) if library is not None else ()), RANDOMNESS, PARALLELISM, HOST_FACTS)
 
 
-def hold_all(library: str | None) -> Perturbation:
-    clock = FROZEN if library is not None else None
-    return Perturbation(clock=clock, library=library or "", held_random=True, cpus=1)
+def held(names: Iterable[str], library: str | None) -> Perturbation:
+    """The surroundings in which these things do not change from run to run."""
+    still = set(names)
+    return Perturbation(
+        own_view=INODES in still,  # As has whatever else is held: alone it is what is left when nothing is.
+        clock=FROZEN if CLOCK in still else None,
+        library=library or "" if CLOCK in still else "",
+        held_random=RANDOMNESS in still,
+        cpus=1 if PARALLELISM in still else None,
+        other_host=HOST_FACTS in still,
+    )
 
 
 def _other_locale() -> str:
@@ -95,6 +109,9 @@ _FIXES = {
     "cpu count": "give the number of jobs or threads, and collect results in a fixed order",
     "directory order": "sort the names before use: sort, sorted(os.listdir()), tar --sort=name",
     "address layout": "do not write or sort by addresses (id(), %p, default repr)",
+    HOST_FACTS: "do not write what /proc, uname or df say of the host: give the tool the number it needs",
+    PROCESS_IDS: "do not write $$ or name files by it",
+    INODES: "do not write inode numbers: they differ in steps that share a view",
     "hash seed": "sort sets and dictionaries before they are written",
     "time zone": "write times in UTC",
     "locale": "set LC_ALL in the step's env",

@@ -15,7 +15,8 @@ from ..core.errors import EnvironmentFault, UsageError
 from ..core.fields import dataclass, replace
 from ..core.request import Request
 from ..core.result import Record
-from ..core.trust import LEVELS, HitPolicy
+from ..core.trust import HitPolicy
+from ..core.verdict import LEVELS
 from ..executors.discovery import discovered_now
 from ..store.keys import LOCAL, Key, Keys, Verifier
 from ..store.layout import Store
@@ -93,6 +94,17 @@ def load_trust(table: Mapping[str, Any], root: str | None, environment: Mapping[
 
     Raises UsageError for a wish that cannot be met, EnvironmentFault where signatures cannot be checked here.
     """
+    wish = wish_of(table, root, environment)
+    if wish.accept is None and wish.sign is None:
+        return None
+    keys = keys_of(environment)
+    key = None if wish.sign is None else keys.signer(wish.sign)
+    policy = None if wish.accept is None else _policy(wish, wish.accept, keys)
+    return Trust(policy, key, Verifier(keys.all() if policy is not None else []), keys.directory)
+
+
+def wish_of(table: Mapping[str, Any], root: str | None, environment: Mapping[str, str]) -> Wish:
+    """What the user's configuration asks for, tightened by the workspace. Raises UsageError."""
     wish = parse_wish(table, config_path(environment))
     local = None if root is None else _local_table(root)
     if local is not None:
@@ -102,12 +114,7 @@ def load_trust(table: Mapping[str, Any], root: str | None, environment: Mapping[
                 f"{LOCAL_FILE} does not say who signs", hint=f"put [trust] sign into {config_path(environment)}"
             )
         wish = wish.tightened(more)
-    if wish.accept is None and wish.sign is None:
-        return None
-    keys = keys_of(environment)
-    key = None if wish.sign is None else keys.signer(wish.sign)
-    policy = None if wish.accept is None else _policy(wish, wish.accept, keys)
-    return Trust(policy, key, Verifier(keys.all() if policy is not None else []), keys.directory)
+    return wish
 
 
 def parse_wish(table: Mapping[str, Any], place: str) -> Wish:

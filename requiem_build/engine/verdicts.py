@@ -7,7 +7,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..core.digest import Digest
 from ..core.errors import UnknownName
 from ..core.events import StepFinished
 from ..core.fields import dataclass, replace
@@ -16,12 +15,16 @@ from ..core.request import Request, parse_request
 from ..core.verdict import Level, Verdict, parse_level, suffices
 from ..store.layout import Store
 from ..store.records import Kept
+from ..store.seals import signers_of
 from ..store.verdicts import Verdicts
+from .history import last_successes
 from .journal import now_text
+from .lineage import find_result
 from .memory import Memory
 
 if TYPE_CHECKING:
     from .reproduce import Examined
+    from .trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,20 @@ class Known:
     kept: Kept
 
 
-def find_known(store: Store, name: str, memory: Memory) -> Known | None:
-    """The record of a step's last success in this workspace; None if the store has none."""
-    remembered = memory.steps.get(name)
-    kept = store.records.find(Digest(remembered.request_digest)) if remembered is not None else None
-    return None if kept is None else Known(name, parse_request(kept.request), kept)
+def find_all_known(store: Store, names: Sequence[str], memory: Memory, workspace: str) -> list[Known | None]:
+    """The record of each step's last success in this workspace; None where the store has none.
+
+    What the workspace does not remember itself, the store's journals tell.
+    """
+    forgotten = [name for name in names if name not in memory.steps]
+    recalled = last_successes(store, workspace, forgotten) if forgotten else {}
+    found: list[Known | None] = []
+    for name in names:
+        step = memory.steps.get(name)
+        built = recalled.get(name) if step is None else (step.request_digest, step.result_digest)
+        kept = None if built is None else find_result(store, *built)
+        found.append(None if kept is None else Known(name, parse_request(kept.request), kept))
+    return found
 
 
 def select(instances: Mapping[str, Instance], wanted: Sequence[str]) -> list[str]:
@@ -61,15 +73,72 @@ def select(instances: Mapping[str, Instance], wanted: Sequence[str]) -> list[str
     return [name for name in names if name in found]
 
 
+def fresh_verdict(known: Known) -> Verdict:
+    """That of a result of which nothing but its record speaks."""
+    return Verdict(known.request.digest, known.kept.result.digest, known.kept.record.host)
+
+
 def verdict_of(verdicts: Verdicts, known: Known) -> Verdict:
     """What was earned so far, which may be nothing but the record itself."""
-    record = known.kept.record
-    earned = verdicts.find(known.request.digest, known.kept.result.digest)
-    return earned or Verdict(known.request.digest, known.kept.result.digest, record.host)
+    return verdicts.find(known.request.digest, known.kept.result.digest) or fresh_verdict(known)
 
 
-def level_of(verdicts: Verdicts, known: Known) -> Level:
-    return verdict_of(verdicts, known).level(known.request, known.kept.record, socket.gethostname())
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The levels of results as one reader sees them: what the store keeps, and what keys that he trusts have signed."""
+
+    store: Store
+    trust: Trust | None = None
+
+    def verdict(self, known: Known) -> Verdict:
+        """What was earned here, and what trusted keys signed of their own runs. One that differs takes all back."""
+        verdicts = Verdicts(self.store)
+        found = verdict_of(verdicts, known)
+        if self.trust is None or self.trust.policy is None:
+            return found
+        accept, verifier = self.trust.policy.accept, self.trust.verifier
+        said = verdicts.signed_by(accept, found.request_digest, found.result_digest, verifier)
+        agreed, differs = dict(found.agreed), set(found.differs)
+        for key_id, other in said.items():
+            differs.update(f"{item} (says {accept[key_id]})" for item in other.differs)
+            for host, runs in other.agreed.items():
+                agreed[host] = max(runs, agreed.get(host, 0))
+        for key_id in self._others(known):
+            agreed.setdefault(f"key {accept[key_id]}", 1)
+        confirmed = found.confirmed or any(other.confirmed for other in said.values())
+        return replace(found, agreed=agreed, differs=tuple(sorted(differs)), confirmed=confirmed)
+
+    def level(self, known: Known) -> Level:
+        here, vouched = socket.gethostname(), bool(self._vouching(known))
+        return self.verdict(known).level(known.request, known.kept.record, here, vouched=vouched)
+
+    def caps(self, known: Known) -> list[str]:
+        here, vouched = socket.gethostname(), bool(self._vouching(known))
+        return self.verdict(known).caps(known.request, known.kept.record, here, vouched=vouched)
+
+    def _vouching(self, known: Known) -> frozenset[str]:
+        """The accepted keys that signed a record of this very result, made where nothing was taken on trust."""
+        if self.trust is None or self.trust.policy is None:
+            return frozenset()
+        found = signers_of(known.kept.record, self.trust.verifier) & self.trust.policy.accept.keys()
+        for key_id in self.trust.policy.accept.keys() - found:
+            kept = self.store.signed_records(key_id).find(known.request.digest)
+            if kept is None or kept.result.digest != known.kept.result.digest:
+                continue
+            if not fresh_verdict(known).caps(known.request, kept.record, "", vouched=True):
+                found |= signers_of(kept.record, self.trust.verifier) & {key_id}
+        return found
+
+    def _others(self, known: Known) -> list[str]:
+        """Those of them who are somebody else than who made the record at hand."""
+        vouching, record = sorted(self._vouching(known)), known.kept.record
+        if not vouching:
+            return []
+        assert self.trust is not None
+        first = sorted(signers_of(record, self.trust.verifier) & set(vouching))[:1]
+        if first or record.host != socket.gethostname():
+            return [key_id for key_id in vouching if key_id != (first or vouching)[0]]
+        return [key_id for key_id in vouching if not self.trust.verifier.keys[key_id].own]
 
 
 def settled(verdict: Verdict, examined: Examined) -> Verdict:
@@ -92,22 +161,24 @@ def settled(verdict: Verdict, examined: Examined) -> Verdict:
     )
 
 
-def shortfalls(store: Store, instances: Mapping[str, Instance], steps: Sequence[StepFinished]) -> list[str]:
+def shortfalls(
+    store: Store, instances: Mapping[str, Instance], steps: Sequence[StepFinished], trust: Trust | None = None
+) -> list[str]:
     """One line for each step that succeeded and is not proven as far as it must be."""
-    verdicts, found = Verdicts(store), []
+    levels, found = Levels(store, trust), []
     for step in steps:
         wanted = instances[step.name].require
         if not wanted or step.state not in ("fresh", "hit", "ran"):
             continue
-        kept = store.records.find(Digest(step.request_digest)) if step.request_digest else None
-        if kept is None or kept.result.digest != step.result_digest:
+        asked, gave = step.request_digest, step.result_digest
+        kept = find_result(store, asked, gave) if asked and gave else None
+        if kept is None:
             found.append(f'step "{step.name}" must be {wanted}, and it has no record')
             continue
         known = Known(step.name, parse_request(kept.request), kept)
-        level = level_of(verdicts, known)
+        level = levels.level(known)
         if not suffices(level, parse_level(wanted)):
-            why = verdict_of(verdicts, known).caps(known.request, kept.record, socket.gethostname())
-            found.append(f'step "{step.name}" must be {wanted}, and is {level}{_because(why)}')
+            found.append(f'step "{step.name}" must be {wanted}, and is {level}{_because(levels.caps(known))}')
     return found
 
 

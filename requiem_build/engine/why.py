@@ -19,12 +19,13 @@ from ..core.instance import Plan
 from ..core.query import Graph
 from ..core.request import Request
 from ..core.result import Result
+from ..core.secrecy import looks_secret
 from ..executors.discovery import discovered_now
 from ..store.layout import Store
 from . import history, memory
 from .build import Running, build
 from .contents import Contents
-from .explain import SECRET, Change, System, changes
+from .explain import Change, System, changes
 from .options import Options
 from .site import Site, find_site, working_store
 from .systems import system_changes
@@ -44,7 +45,7 @@ class Difference:
 
     def as_json(self) -> dict[str, object]:
         change = self.change
-        hidden = change.kind == "variable" and SECRET.search(change.name) is not None
+        hidden = change.kind == "variable" and looks_secret(change.name)
         return {
             "details": list(self.details),
             "kind": change.kind,

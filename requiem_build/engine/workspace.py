@@ -282,8 +282,11 @@ class Workspace:
 
     def children_of(self, tree: Tree) -> Mapping[str, Entry]:
         """The children of one directory, from the tree object."""
-        content = self._trees.get(tree.digest) or self.blobs.get(tree.digest)
-        return dict(parse_tree(content))
+        return dict(parse_tree(self.tree_content(tree.digest)))
+
+    def tree_content(self, digest: Digest) -> bytes:
+        """One directory's list, as it was scanned or from the store."""
+        return self._trees.get(digest) or self.blobs.get(digest)
 
 
 def find_workspace(start: str, manifest: str | None) -> tuple[str, str]:

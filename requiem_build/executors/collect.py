@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, make_tree
 from ..core.fields import dataclass, field
 from ..core.patterns import compile_pattern, is_pattern, unescape
-from ..core.policy import WORKSPACE
+from ..core.policy import WORKSPACE, line_of
+from ..core.secrecy import Masker
 from ..store.objects import Packing
 from ..store.packs import OBJECT_MAX
 from .blobs import EACH_MAX, Blobs
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CHUNK = 1 << 20
 LISTED_MAX = 10
 PATH_BYTES_MAX = 4000
 """Below the kernel's PATH_MAX: no program, ours included, could name what lies deeper."""
@@ -47,6 +49,8 @@ class Collector:
     workspace: int
     visible: Sequence[str] = ("/usr",)
     size_max: int | None = None
+    masker: Masker | None = None
+    """The step's secrets: an output that holds one is refused, since the store would keep it for whoever reads it."""
     _size: int = field(default=0, init=False)
     _packing: Packing | None = field(default=None, init=False)
 
@@ -72,12 +76,15 @@ class Collector:
             os.close(parent)
 
     def _take(self, directory: int, name: str, path: str) -> File | Link:
+        self._refuse_secret_name(path)
         try:
             found = os.stat(name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             raise NotCollected(f'declared output "{path}" was not produced') from None
         if stat.S_ISLNK(found.st_mode):
-            return Link(self._checked_target(path, os.readlink(name, dir_fd=directory)))
+            target = os.readlink(name, dir_fd=directory)
+            self._refuse_secret(path, [os.fsencode(target)])
+            return Link(self._checked_target(path, target))
         if stat.S_ISDIR(found.st_mode):
             raise NotCollected(f'declared output "{path}" is a directory: declare it as "{path}/"')
         if not stat.S_ISREG(found.st_mode):
@@ -85,16 +92,20 @@ class Collector:
         self._account(found, path)
         descriptor = _open_readable(directory, name, found.st_mode)
         try:
-            digest, size = self._put(descriptor, found.st_size)
+            digest, size = self._put(path, descriptor, found.st_size)
         finally:
             os.close(descriptor)
         return File(digest, size, bool(found.st_mode & 0o111))
 
-    def _put(self, descriptor: int, size: int) -> tuple[Digest, int]:
+    def _put(self, path: str, descriptor: int, size: int) -> tuple[Digest, int]:
         if size <= EACH_MAX:
             content = os.read(descriptor, size + 1)
             if len(content) == size:
+                self._refuse_secret(path, [content])
                 return self._keep(content), size
+            os.lseek(descriptor, 0, os.SEEK_SET)
+        if self.masker is not None:
+            self._refuse_secret(path, iter(lambda: os.read(descriptor, _CHUNK), b""))
             os.lseek(descriptor, 0, os.SEEK_SET)
         digest, size = self.blobs.objects.put_file(descriptor)
         self.blobs.note_stored(digest)
@@ -108,10 +119,20 @@ class Collector:
         self.blobs.hold(digest, content)
         return digest
 
+    def _refuse_secret(self, path: str, pieces: Iterable[bytes]) -> None:
+        name = None if self.masker is None else self.masker.held_in_pieces(pieces)
+        if name is not None:
+            raise NotCollected(f'output "{path}" holds the secret "{name}", and would be kept in the store')
+
+    def _refuse_secret_name(self, path: str) -> None:
+        name = None if self.masker is None else self.masker.held_in(os.fsencode(path))
+        if name is not None:
+            raise NotCollected(f'an output is named by the secret "{name}", and would be kept in the store')
+
     def _account(self, found: os.stat_result, path: str) -> None:
         self._size += found.st_size
         if self.size_max is not None and self._size > self.size_max:
-            raise NotCollected(f'outputs are larger than output_size, {self.size_max} bytes: "{path}"', "output_size")
+            raise NotCollected(f'hit its limit: {line_of("output_size", self.size_max)}, at "{path}"', "output_size")
 
     def _checked_target(self, path: str, target: str) -> str:
         try:
@@ -173,6 +194,7 @@ class Collector:
         children: dict[str, dict[str, Entry]] = {}
         order = []
         for directory, names in self._walk(top):
+            self._refuse_secret_name(directory)
             order.append(directory)
             children[directory] = kept = {}
             descriptor = self._open_parent(directory + "/x")

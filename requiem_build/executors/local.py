@@ -16,11 +16,13 @@ from typing import Any
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
-from ..core.errors import EnvironmentFault
+from ..core.errors import EnvironmentFault, UsageError
+from ..core.fields import replace
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import WORKSPACE, Limits, leaks_of
 from ..core.request import LISTING, Request, by_bytes
 from ..core.result import Captured, make_result
+from ..core.secrecy import PIECE_MIN, Masker
 from ..sandbox.base import Finished, Job, Mount, Sandbox, Staged
 from .base import Ran
 from .blobs import EACH_MAX, Blobs
@@ -51,14 +53,19 @@ class LocalExecutor:
         list_undeclared: bool = False,
         maker: Callable[[str], str | None] = lambda _: None,
         admit: Callable[[], AbstractContextManager[None]] = nullcontext,
+        secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _: {},
     ) -> None:
-        """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run."""
+        """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run.
+
+        `secrets(names)` gives the values of all of them, or raises.
+        """
         self.blobs = blobs
         self._boot = boot
         self._workspace = workspace
         self._list_undeclared = list_undeclared
         self._maker = maker
         self._admit = admit
+        self._secrets = secrets
         self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()  # A semaphore that costs next to nothing.
         for _ in range(jobs):
             self._turns.put(None)
@@ -68,7 +75,8 @@ class LocalExecutor:
         self._cancelled = False
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
-        job = self._job(request, offered, limits)
+        masker = self._masker(request)
+        job = confide(self.job(request, offered, limits), masker)
         self._turns.get()
         try:
             with self._admit():
@@ -86,10 +94,25 @@ class LocalExecutor:
             self._turns.put(None)
         # What a step left lies in its sandbox until it is collected; another step may run in another meanwhile.
         try:
-            return self._conclude(request, offered, limits, job, finished, duration_ms)
+            finished = masked(finished, masker, request.policy.max_output_bytes)
+            return self._conclude(request, offered, limits, job, finished, duration_ms, masker)
         finally:
             finished.close()
             self._release(request, sandbox, healthy=True)
+
+    def _masker(self, request: Request) -> Masker | None:
+        if not request.secrets:
+            return None
+        values = self._secrets(request.secrets)
+        assert values.keys() == set(request.secrets)
+        masker = Masker(values)
+        told = masker.held_in(request.encoded)
+        if told is not None and len(values[told]) >= PIECE_MIN:
+            raise UsageError(
+                f'the value of the secret "{told}" is also written in the command, a variable or a path of its step',
+                hint="it would be in the key, and so known to whoever reads the store: use the variable instead",
+            )
+        return masker
 
     # Sandboxes
 
@@ -128,7 +151,8 @@ class LocalExecutor:
 
     # Request -> job
 
-    def _job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
+    def job(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Job:
+        """What a sandbox is asked to do, without the values of secrets. Raises MissingObject."""
         staged: dict[str, Staged] = {}
         for path, entry in (*request.inputs.items(), *((p, e.as_input()) for p, e in offered.items())):
             for item in self._stage(path, entry):
@@ -200,6 +224,7 @@ class LocalExecutor:
         job: Job,
         finished: Finished,
         duration_ms: int,
+        masker: Masker | None,
     ) -> Ran:
         staged = {item.path for item in job.staged}
         collector = Collector(
@@ -207,6 +232,7 @@ class LocalExecutor:
             finished.workspace_fd,
             visible=[path for path in request.roots if path.startswith("/")] or [SYSTEM_ROOT],
             size_max=limits.output_size_bytes,
+            masker=masker,
         )
         outputs: dict[str, Entry] = {}
         discovered: tuple[str, ...] | None = None
@@ -223,6 +249,8 @@ class LocalExecutor:
                 undeclared = collector.undeclared(request.outputs, staged)
         if self._list_undeclared and not undeclared:
             undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
+        if masker is not None:  # A command, a link or a file can be named by it.
+            failure, undeclared = masker.mask_text(failure), [masker.mask_text(path) for path in undeclared]
         if discovered is not None:
             final = request.with_discovered(discovered_now(discovered, offered))
             for path in discovered:
@@ -292,6 +320,27 @@ def _kind(request: Request) -> tuple[str, ...]:
     return policy.sandbox, policy.network, policy.clock, policy.random
 
 
+def confide(job: Job, masker: Masker | None) -> Job:
+    """The job with its secrets, and with so much more of its output as it takes to mask what the cut goes through."""
+    if masker is None:
+        return job
+    env = {**job.env, **masker.values}
+    return replace(job, env=env, max_output_bytes=job.max_output_bytes + masker.tail)
+
+
+def masked(finished: Finished, masker: Masker | None, most: int) -> Finished:
+    """What a step wrote, without its secrets: before anything of it is stored or shown."""
+    if masker is None:
+        return finished
+    return replace(
+        finished,
+        stdout=masker.mask(finished.stdout, most),
+        stderr=masker.mask(finished.stderr, most),
+        stdout_truncated=finished.stdout_truncated or len(finished.stdout) > most,
+        stderr_truncated=finished.stderr_truncated or len(finished.stderr) > most,
+    )
+
+
 def describe(finished: Finished, limits: Limits) -> str:
     """One line why a step failed; empty if its command succeeded."""
     match finished.termination:
@@ -302,9 +351,9 @@ def describe(finished: Finished, limits: Limits) -> str:
         case "signaled":
             return f"killed by {signal_name(finished.signal)}"
         case "timeout":
-            return f"timed out after {(limits.timeout_ms or 0) / 1000:g} s"
+            return f"timed out after {(limits.timeout_ms or 0) / 1000:g} s: {limits.line('timeout')}"
         case other:
-            return f"hit its limit: {other}"
+            return f"hit its limit: {limits.line(other)}"
 
 
 def signal_name(number: int | None) -> str:

@@ -51,13 +51,13 @@ class Attendant:
             self.end()
             raise
 
-    def run(self, job: Mapping[str, Any]) -> tuple[tuple[Any, ...], int]:
+    def run(self, job: Mapping[str, Any], descriptor: int | None = None) -> tuple[tuple[Any, ...], int]:
         """The worker's answer and the descriptor that came with it, or -1. Whatever is raised, the worker is ended."""
         try:
             with self._sending:
                 self._number += 1
                 self._running = True
-                self._channel.send(("run", {"number": self._number, **job}))
+                self._channel.send(("run", {"number": self._number, **job}), descriptor)
             return self._channel.receive()
         except (EOFError, OSError) as error:
             raise EnvironmentFault(

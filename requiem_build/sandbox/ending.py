@@ -47,8 +47,10 @@ def name_ending(reply: Mapping[str, Any], limits: Limits, workspace: int) -> Fin
     )
     if reply["timed_out"]:
         finished.termination = "timeout"
+    elif reply["hit"]:
+        finished.termination = reply["hit"]
     elif code != 0 and not finished.cancelled:
-        finished.termination = _limit_hit(finished, limits, reply["tmp_full"]) or finished.termination
+        finished.termination = _limit_hit(finished, limits, reply) or finished.termination
     return finished
 
 
@@ -58,7 +60,7 @@ def exit_code(status: int) -> tuple[int, int | None]:
     return (code, None) if code >= 0 else (128 - code, -code)
 
 
-def _limit_hit(finished: Finished, limits: Limits, tmp_full: bool) -> str | None:
+def _limit_hit(finished: Finished, limits: Limits, reply: Mapping[str, Any]) -> str | None:
     """The limit that made a step fail, as far as can be told. A shell passes its child's signal on as 128 + N."""
     by_signal = finished.exit_code - 128
     if limits.cpu_time_ms is not None:
@@ -71,4 +73,6 @@ def _limit_hit(finished: Finished, limits: Limits, tmp_full: bool) -> str | None
     for name, telltales in _TELLTALES:
         if getattr(limits, _LIMIT_OF[name]) is not None and any(telltale in said for telltale in telltales):
             return name
-    return "tmp" if tmp_full else None
+    if reply["tmp_full"]:
+        return "tmp"
+    return reply["reached"] or None

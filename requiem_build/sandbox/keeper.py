@@ -15,6 +15,8 @@ import resource
 import struct
 from contextlib import suppress
 
+from .starting import join_cgroup
+
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,7 +89,7 @@ def start(
         os.waitpid(keeper, 0)
         (number,) = struct.unpack("=i", failure)
         if number < 0:
-            raise NotKept(f"the step cannot be traced: {os.strerror(-number)}")
+            raise NotKept(f"the step cannot be traced, or be limited: {os.strerror(-number)}")
         raise OSError(number, os.strerror(number))
     return keeper
 
@@ -143,6 +145,7 @@ def _become(
 ) -> None:
     attached, ready = pipes
     try:
+        join_cgroup(job["cgroup"], report)  # The step's limits are not those of its keeper.
         os.setsid()
         # The worker's memory is closed to everyone without rights over the host. This copy of it is gone in a moment,
         # and no process of the step is there yet.

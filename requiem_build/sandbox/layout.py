@@ -66,3 +66,9 @@ def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
         if value is not None:
             wanted.append((which, value, value))
     return wanted
+
+
+def plan_ceilings(limits: Limits) -> dict[str, int]:
+    """What all processes of the step together may use: looked at while they run (`gauge.py`)."""
+    wanted = {"cpu_ms": limits.cpu_time_ms, "memory": limits.memory_bytes, "processes": limits.processes}
+    return {name: value for name, value in wanted.items() if value is not None}

@@ -19,8 +19,9 @@ from ..core.policy import HOME, WORKSPACE
 from . import keeper
 from .attendant import Attendant
 from .base import Finished, Job
+from .cgroups import Cgroups, Group, grouped, limits_held
 from .ending import name_ending
-from .layout import plan_rlimits
+from .layout import plan_ceilings, plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
 from .seccomp import make_filter
 from .trees import Trees
@@ -65,6 +66,7 @@ class StrictSandbox:
         perturbation: Perturbation = STILL,
         clock: str = "real",
         random: str = "real",
+        cgroups: Cgroups | None = None,
     ) -> None:
         """`clock` and `random` are those of a policy: what does not stand still by itself is held (`keeper.py`)."""
         assert network in ("none", "host")
@@ -76,6 +78,7 @@ class StrictSandbox:
         self._clock, self._random = clock, random
         self._held = (clock, random) != ("real", "real")
         self._reuse = reuse and self._here == STILL and not self._held
+        self._cgroups = cgroups
         self._host = _require_host()
         if self._held and self._host.machine not in keeper.MACHINES:
             raise SandboxUnavailable(
@@ -127,30 +130,29 @@ class StrictSandbox:
         assert not self._closed, "this sandbox is closed"
         if job.network != self._network:
             raise EnvironmentFault(f"a step with network {job.network!r} was given a sandbox for {self._network!r}")
-        if self._reuse and fits_one_view(job) and not (wants_tree(job) and self._trees_work()):
-            attendant, answer, workspace = self._run_reused(job)
-        else:
-            attendant, answer, workspace = self._run_fresh(job)
+        with grouped(self._cgroups, job.limits) as (group, left):
+            attendant, answer, workspace = self._run(replace(job, limits=left), group)
+            hit = "" if group is None else group.hit()
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
                 "the sandbox could not be made ready for a step",
                 facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
             )
-        finished = name_ending(answer[1], job.limits, workspace)
+        finished = name_ending({**answer[1], "hit": hit or answer[1].get("hit", "")}, job.limits, workspace)
         if finished.changed:
             staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
             finished.changed = tuple(path for path in finished.changed if path in staged)
-        finished.protection = self._protection(attendant)
+        finished.protection = {**self._protection(attendant), **limits_held(job.limits, group)}
         finished.on_close = attendant.clean
         return finished
 
-    def _run_fresh(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
+    def _run_fresh(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
         attendant = self._current(job)
         tree = self._trees.choose(job) if self._reuse and wants_tree(job) and self._trees_work() else None
         plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
         message = {**_message(job, plan, self._here), "shelf": plan_shelf(tree), "hold": self._hold(job)}
-        answer, workspace = attendant.run(message)
+        answer, workspace = attendant.run(message, None if group is None else group.procs)
         if answer[0] == "fault" and tree is not None:
             attendant.end()  # What lies on its shelf is unknown now.
         return attendant, answer, workspace
@@ -166,6 +168,12 @@ class StrictSandbox:
             self._boot_fresh()
         assert self._fresh is not None
         return bool(self._fresh.greeting[1].get("shared_trees"))
+
+    def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
+        trees = self._reuse and wants_tree(job) and self._trees_work()
+        if self._reuse and fits_one_view(job) and group is None and not trees:
+            return self._run_reused(job)
+        return self._run_fresh(job, group)
 
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
         message = _message(job, plan_staging(job))
@@ -278,6 +286,7 @@ def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) 
         "env": dict(job.env) if here is STILL else perturbed_environment(job.env, here),
         "cwd": here.workspace if job.cwd == "." else f"{here.workspace}/{job.cwd}",
         "rlimits": plan_rlimits(job.limits),
+        "ceilings": plan_ceilings(job.limits),
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,
     }

@@ -29,9 +29,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 class Descendants(Tree):
     """Everything that the step started, without a pid namespace to draw the line."""
 
+    def pids(self) -> Iterator[int]:
+        return (pid for pid, _ in _descendants(os.getpid())) if sys.platform == "linux" else iter(())
+
     def signal(self, number: int) -> None:
         found = list(_descendants(os.getpid())) if sys.platform == "linux" else []
-        for pid in found:
+        if number == signal.SIGKILL:  # A group ends at once, while it forks: faster than we could look.
+            for group in {group for _, group in found} - {os.getpgrp(), 0}:
+                _send(-group, number)
+        for pid, _ in found:
             _send(pid, number)
         if not found:
             _send(-self.leader, number)
@@ -60,21 +66,23 @@ def _send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def _descendants(top: int) -> Iterator[int]:
-    children: dict[int, list[int]] = {}
+def _descendants(top: int) -> Iterator[tuple[int, int]]:
+    """Each with its process group: groups of a step are its own, since its command began a session."""
+    children: dict[int, list[tuple[int, int]]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
                 with open(f"/proc/{name}/stat", "rb") as file:
-                    parent = int(file.read().rpartition(b")")[2].split()[1])
+                    words = file.read().rpartition(b")")[2].split()
+                parent, group = int(words[1]), int(words[2])
             except (OSError, ValueError, IndexError):
                 continue
-            children.setdefault(parent, []).append(int(name))
+            children.setdefault(parent, []).append((int(name), group))
     waiting = [top]
     while waiting:
         found = children.get(waiting.pop(), [])
         yield from found
-        waiting += found
+        waiting += (pid for pid, _ in found)
 
 
 def _become_reaper() -> bool:
@@ -105,7 +113,7 @@ def _follow(channel: Channel, job: dict[str, Any], tree: Descendants, streams: t
     for stream in streams:
         stream.close_writer()
     try:
-        reply = Watch(channel, job["number"], tree, streams).follow(job["timeout_ms"])
+        reply = Watch(channel, job["number"], tree, streams, job["ceilings"]).follow(job["timeout_ms"])
     except EOFError:  # The engine is gone: nobody waits for the answer, but the step must not live on.
         tree.signal(signal.SIGKILL)
         tree.end()
@@ -124,9 +132,11 @@ def main() -> None:
         channel.receive()
         channel.send(("ready", {"subreaper": _become_reaper()}))
         while True:
-            (kind, *rest), _ = channel.receive()
+            (kind, *rest), descriptor = channel.receive()
             if kind == "run":
-                _run(channel, rest[0])
+                _run(channel, {**rest[0], "cgroup": descriptor})
+            if descriptor >= 0:
+                os.close(descriptor)
     except EOFError:
         pass
     finally:

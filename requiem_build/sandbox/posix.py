@@ -20,13 +20,23 @@ from ..core.fields import replace
 from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
 from .attendant import Attendant
 from .base import Finished, Job, Staged
+from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
-from .layout import plan_directories, plan_rlimits
+from .layout import plan_ceilings, plan_directories, plan_rlimits
 from .processes import GRACE_S
 
 _INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
 
 _Stamp = tuple[int, int, int, int, int]
+
+NOT_PROMISED = (
+    "files outside the inputs are hidden",
+    "files of the host are read-only",
+    "a limit of tmp",
+    "network is closed",
+    "pid, uid and host name are constant",
+)
+"""What only `strict` does."""
 
 
 class ProcessSandbox:
@@ -38,8 +48,9 @@ class ProcessSandbox:
 
     level = "process"
 
-    def __init__(self, scratch: str) -> None:
+    def __init__(self, scratch: str, cgroups: Cgroups | None = None) -> None:
         self._scratch = os.path.abspath(scratch)
+        self._cgroups = cgroups
         self.workspace = f"{self._scratch}/workspace"
         self._attendant = _start_minder()
 
@@ -52,14 +63,8 @@ class ProcessSandbox:
             "fixed_environment": True,
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
-            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "timeout"],
-            "not_promised": [
-                "files outside the inputs are hidden",
-                "files of the host are read-only",
-                "limits of processes and tmp",
-                "network is closed",
-                "pid, uid and host name are constant",
-            ],
+            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout"],
+            "not_promised": list(NOT_PROMISED),
         }
 
     def run(self, job: Job) -> Finished:
@@ -69,25 +74,31 @@ class ProcessSandbox:
             stamps = self._stage(job)
             workspace = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            limits = replace(job.limits, processes=None)  # It would count every process of this user.
-            answer, _ = self._attendant.run(
-                {
-                    "command": list(job.command),
-                    "env": self._environment(job.env),
-                    "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
-                    "stdin": self._stdin(job),
-                    "rlimits": plan_rlimits(limits),
-                    "timeout_ms": limits.timeout_ms,
-                    "max_output_bytes": job.max_output_bytes,
-                }
-            )
-            finished = name_ending(answer[1], limits, workspace)
+            with grouped(self._cgroups, job.limits) as (group, left):
+                descriptor = None if group is None else group.procs
+                answer, _ = self._attendant.run(self._message(job, left), descriptor)
+                hit = "" if group is None else group.hit()
+            reply = {**answer[1], "hit": hit or answer[1].get("hit", "")}
+            finished = name_ending(reply, job.limits, workspace)
         except BaseException:
             os.close(workspace)
             raise
-        finished.protection = self.protection
+        finished.protection = {**self.protection, **limits_held(job.limits, group)}
         finished.changed = tuple(path for path, stamp in stamps.items() if _look(path, workspace) != stamp)
         return finished
+
+    def _message(self, job: Job, limits: Limits) -> dict[str, object]:
+        return {
+            "command": list(job.command),
+            "env": self._environment(job.env),
+            "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
+            "stdin": self._stdin(job),
+            # The kernel's limit of processes would count every process of this user.
+            "rlimits": plan_rlimits(replace(limits, processes=None)),
+            "ceilings": plan_ceilings(limits),
+            "timeout_ms": limits.timeout_ms,
+            "max_output_bytes": job.max_output_bytes,
+        }
 
     def cancel(self, *, kill: bool) -> None:
         self._attendant.cancel(kill=kill)

@@ -17,6 +17,7 @@ from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import dataclass, replace
 from ..core.policy import HOSTNAME, UID, WORLD_ENVIRONMENT
 from .base import Job, Mount
+from .cgroups import Cgroups
 from .linux import StrictSandbox
 from .probe_held import probe_held
 from .staging import FIRST_PID
@@ -88,6 +89,19 @@ def probe() -> list[Capability]:
     except EnvironmentFault as fault:
         why = "; ".join((fault.what, *(f"{label}: {text}" for label, text in fault.facts)))
         return [Capability("strict", False, why, "report this: the sandbox boots but does not work")]
+
+
+def probe_limits(cgroup: str | None) -> Capability:
+    """By what memory and processes of a step are limited. `cgroup` is the directory of the user's configuration."""
+    otherwise = "memory by rlimit for each process, and all of a step looked at 20 times a second"
+    how = "name a cgroup v2 directory that is delegated to you in your configuration: [limits] cgroup = PATH"
+    if cgroup is None:
+        return Capability("limits by cgroup", False, otherwise, how)
+    try:
+        Cgroups(cgroup)
+    except EnvironmentFault as fault:
+        return Capability("limits by cgroup", False, "; ".join(f"{name}: {text}" for name, text in fault.facts), how)
+    return Capability("limits by cgroup", True, f"memory and processes, in {cgroup}")
 
 
 def _probe_strict() -> list[Capability]:

@@ -10,10 +10,12 @@ import os
 import select
 import time
 
+from .gauge import Gauge
 from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 GRACE_S = 2.0
@@ -102,6 +104,10 @@ class Tree:
         while self.reap(os.WNOHANG):
             pass
 
+    def pids(self) -> Iterable[int]:
+        """All that live now, and what nobody has waited for."""
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
+
     def signal(self, number: int) -> None:
         try:
             os.kill(-1, number)  # From PID 1: everyone in the namespace, whatever session or group it fled to.
@@ -126,7 +132,9 @@ class Watch:
         number: int,
         tree: Tree,
         streams: tuple[Stream, Stream],
+        ceilings: dict[str, int],
     ) -> None:
+        self.gauge = Gauge(tree, ceilings)
         self.channel = channel
         self.number = number
         self.tree = tree
@@ -139,6 +147,7 @@ class Watch:
         """Returns when every process of the step is dead and all that they wrote has been read."""
         self._until_end(timeout_ms)
         self.tree.end()
+        self.gauge.look_back()
         for stream in self.streams.values():
             stream.drain()
         out, err = self.streams.values()
@@ -150,6 +159,8 @@ class Watch:
             "stderr_truncated": err.truncated,
             "leftovers": self.tree.killed,
             "timed_out": self.timed_out,
+            "hit": self.gauge.hit,
+            "reached": self.gauge.reached,
             "cancelled": self.cancelled,
             "user_ms": round(self.tree.user_s * 1000),
             "system_ms": round(self.tree.system_s * 1000),
@@ -184,13 +195,17 @@ class Watch:
 
     def _patience_ms(self, deadline: float | None) -> float:
         next_event = self._kill_at if self._kill_at is not None else deadline
-        if next_event is None:
-            return _PATIENCE_MS
-        return min(_PATIENCE_MS, max(0.0, (next_event - time.monotonic()) * 1000 + 1))
+        now = time.monotonic()
+        waits = [_PATIENCE_MS, self.gauge.wait_ms(now)]
+        if next_event is not None:
+            waits.append(max(0.0, (next_event - now) * 1000 + 1))
+        return min(wait for wait in waits if wait is not None)
 
     def _on_time(self, deadline: float | None) -> None:
         now = time.monotonic()
-        if self._kill_at is not None:
+        if self.gauge.is_time(now) and self.gauge.look():
+            self.tree.signal(signal.SIGKILL)
+        elif self._kill_at is not None:
             if now >= self._kill_at:
                 self.tree.signal(signal.SIGKILL)
         elif deadline is not None and now >= deadline:

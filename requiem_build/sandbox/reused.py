@@ -170,6 +170,7 @@ class Reused(Serving):
         self._used = job["number"]
         staging = Staging(self.boot)
         staging.workspace, staging.tmp = self._workspace.descriptor, self._tmp.descriptor
+        staging.shared = self._shared.descriptor
 
         def start(out: int, err: int) -> None:
             staging.apply(job["operations"])

@@ -114,6 +114,16 @@ _OPEN_CALLS: dict[str, tuple[int | None, int | None, int, int]] = {
     "openat": (257, 56, 2, 3),
 }
 
+ARGUMENTS_REFUSED = {
+    "clone": "for new namespaces",
+    "chmod, mknod, open": "with a set-uid or set-gid bit",
+    "ioctl": "that writes into a terminal's input",
+    "prlimit64": "of other processes",
+    "personality": "but to ask for it",
+    "socket": "but of AF_UNIX, AF_INET and AF_INET6, and none of them raw",
+}
+"""What is refused only with some arguments, in words: one for each of the rules below."""
+
 _NEW_NAMESPACES = 0x7E020000
 _SETID_BITS = 0o6000
 _MAY_CREATE = 0o100 | 0o20000000  # O_CREAT, __O_TMPFILE
@@ -181,6 +191,15 @@ def _when(number: int | None, name: str, body: list[_Line]) -> list[_Line]:
         _Line(_RETURN, _ALLOW),
         _Line(0, label=after),
     ]
+
+
+def refused_calls(machine: str) -> dict[str, list[str]]:
+    """What `make_filter` refuses whatever its arguments, by the error that the step gets."""
+    column = MACHINES[machine][0]
+    return {
+        error: sorted(name for name, numbers in calls.items() if numbers[column] is not None)
+        for error, calls in (("EPERM", _EPERM_CALLS), ("ENOSYS", _ENOSYS_CALLS))
+    }
 
 
 def make_filter(

@@ -28,9 +28,13 @@ class Serving:
 
     def serve(self) -> None:
         while True:
-            kind, *rest = self.channel.receive()[0]
+            (kind, *rest), descriptor = self.channel.receive()
             if kind == "run":
-                self.run(rest[0])
+                try:
+                    self.run({**rest[0], "cgroup": descriptor})
+                finally:
+                    if descriptor >= 0:
+                        os.close(descriptor)
             elif kind == "clean":
                 self.clean(rest[0])
             # A late cancellation of a job that has already ended: nothing to do.
@@ -55,10 +59,10 @@ class Serving:
                 return
             for stream in streams:
                 stream.close_writer()
-            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams)
+            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams, job["ceilings"])
             reply = watch.follow(job["timeout_ms"])
             reply["changed"] = staging.changed()
-            reply["tmp_full"] = is_full(staging.tmp)
+            reply["tmp_full"] = is_full(staging.tmp) or is_full(staging.shared)
             self.channel.send(("ended", reply), staging.workspace)
         finally:
             for stream in streams:
@@ -69,7 +73,7 @@ class Serving:
 
 def is_full(directory: int) -> bool:
     seen = os.fstatvfs(directory)
-    return seen.f_blocks > 0 and seen.f_bavail * seen.f_frsize < 65536
+    return seen.f_blocks > 0 and (seen.f_bavail * seen.f_frsize < 65536 or seen.f_favail == 0)
 
 
 def cause(error: BaseException) -> tuple[int, str]:

@@ -63,19 +63,19 @@ class Shelf:
         if self.mounted:
             syscalls.umount(PLACE)
 
-    def lay(self, number: int, place: str) -> int:
-        """In the namespace of one step: mounts a tree at a place, below a layer of the step's own.
+    def lay(self, number: int, place: str, options: str) -> int:
+        """In the namespace of one step: mounts a tree at a place, below a layer of the step's own (tmpfs, `options`).
 
         The descriptor of that layer's directory is returned. What is mounted names neither the tree nor the shelf.
         """
         syscalls.mount(f"{PLACE}/{number}", _LOWER, flags=syscalls.MS_BIND)
         syscalls.umount(PLACE)
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-        syscalls.mount("tmpfs", PLACE, "tmpfs", flags, "mode=0755")
+        syscalls.mount("tmpfs", PLACE, "tmpfs", flags, options)
         for name in ("upper", "work"):
             os.mkdir(f"{PLACE}/{name}", 0o755)
-        options = f"lowerdir={_LOWER},upperdir={PLACE}/upper,workdir={PLACE}/work,userxattr"
-        syscalls.mount("overlay", place, "overlay", flags, options)
+        layers = f"lowerdir={_LOWER},upperdir={PLACE}/upper,workdir={PLACE}/work,userxattr"
+        syscalls.mount("overlay", place, "overlay", flags, layers)
         upper = os.open(f"{PLACE}/upper", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         syscalls.umount(PLACE)
         syscalls.umount(_LOWER)

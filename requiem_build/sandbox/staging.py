@@ -45,8 +45,10 @@ class Staging:
         self.places: dict[str, int] = {}
         self.workspace = -1
         self.tmp = -1
+        self.shared = -1
         self.stdin = boot.null
         self.pid = 0
+        self.first_pid = FIRST_PID
 
     def apply(self, operations: list[tuple[Any, ...]]) -> None:
         """Raises whatever an operation raises; `applying` is then that operation."""
@@ -58,7 +60,7 @@ class Staging:
         """Starts the command, after `confine` has given up what it must not have. Raises Refusal."""
         os.chdir(job["cwd"])
         if self.boot.last_pid >= 0:
-            os.pwrite(self.boot.last_pid, b"%d" % (FIRST_PID - 1), 0)
+            os.pwrite(self.boot.last_pid, b"%d" % (self.first_pid - 1), 0)
         if confine is not None:
             confine()
         program = find_program(job["command"][0], job["env"].get("PATH"))
@@ -135,7 +137,7 @@ class Preparation(Staging):
         self.mountpoints: list[tuple[str, bool]] = []
         self.ruleset = -1
         self.private = (_WORKSPACE, _TMP)
-        self.addresses_vary = False
+        self.personality = syscalls.ADDR_NO_RANDOMIZE
 
     # Operations.
 
@@ -163,8 +165,8 @@ class Preparation(Staging):
     def hide_trees(self) -> None:
         self.shelf.hide()
 
-    def lay_tree(self, number: int, path: str) -> None:
-        self.own_layer = self.shelf.lay(number, path)
+    def lay_tree(self, number: int, path: str, options: str) -> None:
+        self.own_layer = self.shelf.lay(number, path, options)
         self.tree = number
 
     def changed(self) -> list[str]:
@@ -180,6 +182,9 @@ class Preparation(Staging):
 
     def watch_tmp(self, path: str) -> None:
         self.tmp = os.open(path, _DIRECTORY)
+
+    def watch_shared(self, path: str) -> None:
+        self.shared = os.open(path, _DIRECTORY)
 
     def attach(self, slot: int, target: str) -> None:
         descriptor = self.slots.pop(slot)
@@ -247,7 +252,13 @@ class Preparation(Staging):
             syscalls.landlock_allow(self.ruleset, path, rights)
 
     def vary_addresses(self) -> None:
-        self.addresses_vary = True
+        self.personality &= ~syscalls.ADDR_NO_RANDOMIZE
+
+    def other_kernel(self) -> None:
+        self.personality |= syscalls.UNAME26
+
+    def number_processes(self, first: int) -> None:
+        self.first_pid = first
 
     def use_processors(self, count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])  # Of this thread and what it starts.
@@ -265,8 +276,7 @@ class Preparation(Staging):
             self.spawn_kept({**job, "pid": FIRST_PID}, out, err, self._confine)
 
     def _confine(self) -> None:
-        if not self.addresses_vary:
-            syscalls.fix_addresses()
+        syscalls.set_personality(self.personality)
         syscalls.drop_capabilities()
         if self.ruleset >= 0:
             syscalls.landlock_restrict(self.ruleset)
@@ -275,7 +285,7 @@ class Preparation(Staging):
 
     def release(self) -> None:
         """Gives back every descriptor that the view needed."""
-        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.own_layer):
+        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared, self.own_layer):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.workspace >= 0:

@@ -48,7 +48,7 @@ def find_program(name: str, search: str | None) -> str:
 def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
     """The pid of the command, a session of its own. Raises Refusal if the program cannot be executed."""
     try:
-        if job["rlimits"]:
+        if job["rlimits"] or job["cgroup"] >= 0:
             return _fork_and_execute(program, job, stdin, out, err)
         actions = [(os.POSIX_SPAWN_DUP2, old, new) for new, old in enumerate((stdin, out, err))]
         return os.posix_spawn(
@@ -85,12 +85,23 @@ def _interpreter(program: str) -> str:
     return f" ({first[2:].strip().decode(errors='replace')})" if first.startswith(b"#!") else ""
 
 
+def join_cgroup(cgroup: int, report: int) -> None:
+    """Puts this process into its cgroup, and so all that it will ever start. That it cannot is no fault of the step."""
+    if cgroup >= 0:
+        try:
+            os.write(cgroup, b"0")
+        except OSError as error:
+            os.write(report, struct.pack("=i", -(error.errno or errno.EINVAL)))
+            os._exit(127)
+
+
 def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
     """posix_spawn(3) has no place for resource limits, and a limit set afterwards comes too late."""
     result, report = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
+            join_cgroup(job["cgroup"], report)
             os.setsid()
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             for number, descriptor in enumerate((stdin, out, err)):
@@ -113,5 +124,7 @@ def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, e
     if failure:
         os.waitpid(pid, 0)
         (number,) = struct.unpack("=i", failure)
+        if number < 0:
+            raise RuntimeError(f"the step cannot join its cgroup: {os.strerror(-number)}")
         raise OSError(number, os.strerror(number))
     return pid

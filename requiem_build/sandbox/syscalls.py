@@ -48,6 +48,7 @@ PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 ADDR_NO_RANDOMIZE = 0x0040000
+UNAME26 = 0x0020000
 
 LANDLOCK_EXECUTE = 1 << 0
 LANDLOCK_WRITE_FILE = 1 << 1
@@ -154,7 +155,12 @@ def keep_capability(capability: int) -> None:
 
 def fix_addresses() -> None:
     """Programs executed by the calling thread are loaded at the same addresses each time."""
-    _check(_personality(ADDR_NO_RANDOMIZE), "personality")
+    set_personality(ADDR_NO_RANDOMIZE)
+
+
+def set_personality(flags: int) -> None:
+    """How programs that the calling thread executes see the kernel (personality(2))."""
+    _check(_personality(flags), "personality")
 
 
 def open_tree(path: str, flags: int = OPEN_TREE_CLONE | AT_RECURSIVE) -> int:

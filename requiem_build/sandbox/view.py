@@ -18,8 +18,8 @@ from ..core.fields import dataclass, field, replace
 from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
-from .layout import plan_directories
-from .perturbation import STILL, Perturbation, placed
+from .layout import plan_ceilings, plan_directories
+from .perturbation import OTHER_HOST, OTHER_PROCESSOR, STILL, Perturbation, placed
 from .trees import INPUTS_MIN, Choice
 
 Operation = tuple[Any, ...]
@@ -174,8 +174,7 @@ def plan_boot(
         *_plan_clock(here),
         *_plan_devices(here),
         *_plan_proc(),
-        *_plan_processors(here),
-        *_plan_held(here, frozen),
+        *_plan_facts(here, frozen),
         ("date", INPUT_MTIME_NS),
         ("enter_root",),
     ]
@@ -237,25 +236,25 @@ def _plan_clock(here: Perturbation) -> list[Operation]:
     ]
 
 
-def _plan_held(here: Perturbation, frozen: bool) -> list[Operation]:
-    """Other ways to learn the date, or something random, than to ask for it."""
-    plan: list[Operation] = []
-    if frozen and here.cpus is None:
-        plan.append(
-            ("cover", "/proc/stat", re.sub(rb"(?m)^btime .*$", b"btime %d" % INPUT_MTIME_S, read("/proc/stat")))
-        )
+def _plan_facts(here: Perturbation, frozen: bool) -> list[Operation]:
+    """Other facts of the host in /proc; the C library counts processors in its `stat` where /sys is absent."""
+    files: dict[str, bytes] = {}
+    if here.other_host:
+        files = {path: text.encode() for path, text in OTHER_HOST.items() if os.path.exists(path)}
+    if here.other_host or here.cpus is not None:
+        count = here.cpus or len(os.sched_getaffinity(0))
+        content = files.get("/proc/stat") or read("/proc/stat")
+        lines = [line for line in content.split(b"\n") if not re.match(rb"cpu\d", line)]
+        shown = [b"cpu%d 1 0 1 1 0 0 0 0 0 0" % number for number in range(count)]
+        files["/proc/stat"] = b"\n".join([*lines[:1], *shown, *lines[1:]])
+        if here.other_host:
+            files["/proc/cpuinfo"] = "".join(OTHER_PROCESSOR.format(number) for number in range(count)).encode()
+    if frozen:
+        content = files.get("/proc/stat") or read("/proc/stat")
+        files["/proc/stat"] = re.sub(rb"(?m)^btime .*$", b"btime %d" % INPUT_MTIME_S, content)
     if here.held_random:
-        plan.append(("cover", "/proc/sys/kernel/random/uuid", b"00000000-0000-4000-8000-000000000001\n"))
-    return plan
-
-
-def _plan_processors(here: Perturbation) -> list[Operation]:
-    """What the C library counts where /sys is absent."""
-    if here.cpus is None:
-        return []
-    lines = [line for line in read("/proc/stat").split(b"\n") if not re.match(rb"cpu\d", line)]
-    shown = [b"cpu%d 1 0 1 1 0 0 0 0 0 0" % number for number in range(here.cpus)]
-    return [("cover", "/proc/stat", b"\n".join([*lines[:1], *shown, *lines[1:]]))]
+        files["/proc/sys/kernel/random/uuid"] = b"0e2d1f6a-95c4-4b7e-8a31-5d7c60f2b948\n"
+    return [("cover", path, content) for path, content in sorted(files.items())]
 
 
 def _plan_devices(here: Perturbation) -> list[Operation]:
@@ -300,26 +299,36 @@ def plan_job(
         for what in shown.values():
             what.files.reverse()
     borrowed, attached = _plan_areas(shown, here)
-    tmp = "mode=1777" if job.limits.tmp_bytes is None else f"mode=1777,size={job.limits.tmp_bytes}"
+    room = ",size=3g,nr_inodes=300k" if here.other_host else ""
+    tmp = _tmp_options(job.limits.tmp_bytes) + (room if job.limits.tmp_bytes is None else "")
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
         *(
-            [("hide_trees",), ("tmpfs", here.workspace, "mode=0755")]
+            [("hide_trees",), ("tmpfs", here.workspace, f"mode=0755{room}")]
             if tree is None
-            else [("lay_tree", tree.number, here.workspace)]
+            else [("lay_tree", tree.number, here.workspace, f"mode=0755{room}")]
         ),
         ("enter_workspace", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
         ("scratch", here.home, 0o755),
         *plan_staging(
-            job, (*attached, ("tmpfs", "/dev/shm", "mode=1777")), (here.home, "/tmp", "/dev/shm"), here, tree
+            job,
+            (*attached, ("tmpfs", "/dev/shm", tmp), ("watch_shared", "/dev/shm")),
+            (here.home, "/tmp", "/dev/shm"),
+            here,
+            tree,
         ),
     ]
     if landlock:
         plan.append(("landlock", landlock, _landlock_rules(landlock, here.workspace)))
     return plan + _plan_perturbation(here)
+
+
+def _tmp_options(size: int | None) -> str:
+    """Of /tmp and of /dev/shm. Names take memory too: as many as there would be of files of 1 KiB."""
+    return "mode=1777" if size is None else f"mode=1777,size={size},nr_inodes={max(1024, size // 1024)}"
 
 
 def plan_staging(
@@ -385,6 +394,8 @@ def fits_one_view(job: Job) -> bool:
     """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
     if job.fresh or job.mounts or isinstance(job.stdin, str) or job.limits.tmp_bytes is not None:
         return False
+    if plan_ceilings(job.limits):  # A worker that gave up its rights does not see what a step hides in /proc.
+        return False
     if any(item.source is not None for item in job.staged):
         return False
     return sum(len(item.data) for item in job.staged if item.data is not None) <= SHARED_VIEW_BYTES_MAX
@@ -395,6 +406,10 @@ def _plan_perturbation(here: Perturbation) -> list[Operation]:
     plan: list[Operation] = []
     if here.addresses_vary:
         plan.append(("vary_addresses",))
+    if here.other_host:
+        plan.append(("other_kernel",))
+    if here.first_pid is not None:
+        plan.append(("number_processes", here.first_pid))
     if here.cpus is not None:
         plan.append(("use_processors", here.cpus))
     if here.umask != STILL.umask:

@@ -18,6 +18,7 @@ from .files import ensure_directory, entries, fault
 from .inventory import take
 from .layout import Store
 from .marks import Marks
+from .verdicts import Verdicts
 
 REPORT_EVERY = 64
 
@@ -64,7 +65,7 @@ def _audit(store: Store, workers: int, progress: Progress, *, repair: bool) -> A
     found = Audit(repaired=repair)
     for damage in _bad_objects(store, workers, found, progress, repair=repair):
         found.damaged.append(damage)
-    for damage in (*_bad_records(store), *_bad_runs(store)):
+    for damage in (*_bad_records(store), *_bad_runs(store), *_bad_verdicts(store)):
         found.damaged.append(damage)
         if repair:
             _set_aside(store, damage.path)
@@ -117,6 +118,14 @@ def _bad_runs(store: Store) -> Iterator[Damage]:
         except (IntegrityError, UnknownName) as error:
             if os.path.lexists(item.path):
                 yield Damage(f"runs/{item.name}", dict(error.facts).get("cause", error.what))
+
+
+def _bad_verdicts(store: Store) -> Iterator[Damage]:
+    """One that is damaged only counts as none; whose signature holds is for those to judge who know its key."""
+    verdicts = Verdicts(store)
+    for path in verdicts.paths():
+        if not verdicts.is_whole(path):
+            yield Damage(os.path.relpath(path, store.root), "it is not a verdict of its request")
 
 
 def _set_aside(store: Store, path: str) -> None:

@@ -233,8 +233,16 @@ class _Sweep:
                     os.rmdir(os.path.dirname(item.path))
             shard = f"{item.name[:2]}/{item.name}"
             if item.path == f"{self._store.root}/records/{shard}":  # What was earned by a result that is gone.
+                self._forget_verdicts(shard)
+
+    def _forget_verdicts(self, shard: str) -> None:
+        base = f"{self._store.root}/verdicts"
+        with suppress(OSError):
+            os.unlink(f"{base}/{shard}")
+        with suppress(OSError):
+            for key_id in os.listdir(f"{base}/signed"):
                 with suppress(OSError):
-                    os.unlink(f"{self._store.root}/verdicts/{shard}")
+                    os.unlink(f"{base}/signed/{key_id}/{shard}")
 
     def _remove_object(self, held: Held) -> None:
         """The blob first: an object whose use was noted after it was judged gets it back.

@@ -20,7 +20,7 @@ from typing import Any
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..core.fields import dataclass, replace
 from ..core.seal import Envelope, Signature
-from .files import NotAFile, entries, read_judged
+from .files import NotAFile, entries, kind_of, read_judged
 
 LOCAL = "local"
 """The name of the key that is made on first use."""
@@ -130,7 +130,11 @@ class Keys:
         try:
             found = read_judged(path, PEM_MAX)
             folder = os.stat(os.path.dirname(path))
-        except (NotAFile, ValueError) as error:
+        except NotAFile as error:
+            with suppress(OSError):
+                raise UsageError(f'"{path}" is not a key: it is {kind_of(os.lstat(path).st_mode)}') from error
+            raise UsageError(f'"{path}" is not a key') from error
+        except ValueError as error:
             raise UsageError(f'"{path}" is not a key', facts=[("cause", str(error))]) from error
         except OSError as error:
             raise EnvironmentFault(f'cannot read "{path}"', facts=[("cause", error.strerror or str(error))]) from error

@@ -59,7 +59,7 @@ _TAG = (
     b"Signature: 8a477f597d28d172789f06886806bc55\n"
     b"# This directory is a store of Requiem, a build runner: everything in it can be made again.\n"
 )
-_OURS = frozenset({MARK, "v1-names", "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs"})
+_OURS = frozenset({MARK, "v1-names", "CACHEDIR.TAG", ".gitignore", "v2", "records", "runs", "verdicts"})
 _DIRECTORIES = (
     *("v2", "v2/tmp", "v2/objects", "v2/quarantine", "v2/packs"),
     *("records", "records/paths", "records/divergences", "runs"),

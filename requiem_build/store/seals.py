@@ -15,9 +15,11 @@ from ..core.fields import dataclass
 from ..core.result import Record
 from ..core.seal import SIGNATURES_MAX, claims_of, parse_envelope, record_envelope, with_envelope
 from ..core.trust import UNTRUSTED, Claim, HitPolicy, choose
+from ..core.verdict import Verdict
 from .keys import Key, Verifier
 from .layout import Store
 from .records import PATH_SETS_MAX, Kept, Records, Written
+from .verdicts import Verdicts
 
 
 def seal(record: Record, key: Key) -> Record:
@@ -35,11 +37,15 @@ def signers_of(record: Record, verifier: Verifier) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One signature of a record as a person is told of it: `state` is valid, revoked, unknown key or invalid."""
+    """One signature of a record as a person is told of it: `state` is valid, revoked, unknown key or invalid.
+
+    `hint` is whose it says it is, which proves nothing; `key_id` is the key that made it, or else the hint.
+    """
 
     key_id: str
     name: str
     state: str
+    hint: str = ""
 
 
 def describe(record: Record, verifier: Verifier) -> list[Seen]:
@@ -61,7 +67,7 @@ def describe(record: Record, verifier: Verifier) -> list[Seen]:
                 state = "invalid" if key is not None else "unknown key"
             else:
                 state = "revoked" if verifier.keys[owner].revoked else "valid"
-            seen.append(Seen(owner or signature.key_id, key.name if key else "", state))
+            seen.append(Seen(owner or signature.key_id, key.name if key else "", state, signature.key_id))
     return seen
 
 
@@ -77,6 +83,7 @@ class SealedRecords(Records):
         accepted = () if policy is None else policy.accept
         self._accepted: dict[str, Records] = {key_id: store.signed_records(key_id) for key_id in accepted}
         self._refused: dict[Digest, str] = {}
+        self._verdicts = Verdicts(store)
 
     def why_not(self, request_digest: Digest) -> str | None:
         """Why a record that is there was not taken; None if there was none."""
@@ -94,12 +101,16 @@ class SealedRecords(Records):
                     kept.append(found)
                     yield Claim(found.record, signers_of(found.record, self._verifier))
 
-        chosen = choose(claims(), self._policy)
+        chosen = choose(claims(), self._policy, self._said)
         if isinstance(chosen, int):
             return kept[chosen]
         if kept:
             self._refused[request_digest] = self._revoked(kept) if chosen == UNTRUSTED else chosen
         return None
+
+    def _said(self, record: Record) -> dict[str, Verdict]:
+        """What accepted keys say of a record's result after running its request again."""
+        return self._verdicts.signed_by(self._accepted, record.request_digest, record.result_digest, self._verifier)
 
     def _revoked(self, kept: list[Kept]) -> str:
         states = {(seen.state, seen.name) for each in kept for seen in describe(each.record, self._verifier)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 import jsonschema
 import pytest
 from project import SOURCE, Project
+
+from requiem_build.core.errors import Interrupted
+from requiem_build.store.bundle import header
 
 pytestmark = pytest.mark.userns
 
@@ -50,3 +55,38 @@ def test_every_answer_fits_its_schema_and_requiem_prints_it(project: Project) ->
     printed = project.run("schema").out.split()
     assert {"envelope", "bundle", "keys", "key", "signatures", "attest-verify"} <= set(printed)
     assert {path.name.removesuffix(".schema.json") for path in Path(SOURCE, "schemas").iterdir()} == set(printed)
+
+
+def test_errors_logs_and_cleaning_are_what_their_schemas_say(project: Project) -> None:
+    project.manifest('[steps.one]\ncommand = "echo said; echo 1 > a.txt"\noutputs = ["a.txt"]\n')
+    project.build()
+    log = json.loads(project.run("log", "one", "--json").out)
+    check("log", log)
+    assert log["stdout"] == "said\n"
+    dry, real = (json.loads(project.run("clean", *words, "--json").out) for words in (["-n"], []))
+    for cleaned in (dry, real):
+        check("clean", cleaned)
+        assert cleaned["removed"] == ["a.txt"]
+    for words in (("log", "nope"), ("replay", "nope"), ("nope",), ("attest", "nope"), ("keys", "trust", "a", "nope")):
+        ran = project.run(*words, "--json")
+        assert ran.code == 2, ran.err
+        check("error", json.loads(ran.out))
+        assert json.loads(ran.out)["error"]["code"] == 2
+
+
+def test_an_interrupt_leaves_a_document_whenever_it_comes(project: Project) -> None:
+    """Before anything has begun it is written as bytes that were made ready; they are those of the real answer."""
+    from requiem_build.__main__ import INTERRUPTED
+
+    document = json.loads(INTERRUPTED)
+    check("error", document)
+    assert document["error"] == Interrupted(signal.SIGINT).as_json()
+    with project.start("replay", "-", "--json", stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(header("bundle.json", 60_000_000) + bytes(200_000))
+        process.stdin.flush()  # More than a pipe holds: it is being read.
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read()) == document
+    assert process.returncode == 130

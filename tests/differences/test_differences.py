@@ -6,9 +6,11 @@ import gzip
 import io
 import json
 import os
+import struct
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,26 @@ def test_compiled_python_holds_the_date_of_its_source(tmp_path: Path) -> None:
     assert one(then, now).place == ("pyc header", "mtime of the source")
 
 
+def test_a_picture_differs_by_chunk() -> None:
+    def picture(second: int, text: bytes) -> bytes:
+        chunks = [
+            (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+            (b"tIME", struct.pack(">H5B", 2026, 1, 2, 3, 4, second)),
+            (b"tEXt", b"Software\0" + text),
+            (b"IDAT", zlib.compress(bytes(2))),
+            (b"IEND", b""),
+        ]
+        sealed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
+
+    found = one(picture(5, b"x"), picture(6, b"x"))
+    assert found.place == ("chunk tIME",) and found.betrays == "clock"
+    assert (found.then, found.now) == ("2026-01-02 03:04:05", "2026-01-02 03:04:06")
+    found = one(picture(5, b"made 2026-01-02"), picture(5, b"made 2026-01-03"))
+    assert found.place == ("chunk tEXt", "line 2") and found.betrays == "clock"
+    assert compare(picture(5, b"x"), picture(5, b"x")[:40])
+
+
 def test_json_and_text_name_their_place_and_what_it_betrays() -> None:
     then, now = (json.dumps({"a": [1, {"b": x}], "same": 1}).encode() for x in (1, 2))
     assert one(then, now).place == ("a", "[1]", "b")
@@ -123,6 +145,7 @@ def test_json_and_text_name_their_place_and_what_it_betrays() -> None:
     assert one(b'["a","b"]', b'["b","a"]').betrays == "order"
     assert one(b"built 2026-01-02 10:20:30\n", b"built 2026-01-03 10:20:31\n").betrays == "clock"
     assert one(b"<object at 0x7f0011223344>\n", b"<object at 0x7f0011223355>\n").betrays == "address layout"
+    assert one(b"in /tmp/ccA1b2C3.o\n", b"in /tmp/ccZ9y8X7.o\n").betrays == "randomness"
     assert one(b"a\nb\n", b"b\na\n").betrays == "order"
     found = one(b"\0\1\2\3", b"\0\1\2\4")
     assert found.place == ("bytes",) and found.offset == 3
@@ -134,7 +157,16 @@ def test_the_first_difference_is_the_first(then: bytes, now: bytes) -> None:
     assert then[:at] == now[:at] and (then == now or then[at : at + 1] != now[at : at + 1])
 
 
-HEADS = [b"", b"PK\x03\x04", b"!<arch>\n", b"\x1f\x8b\x08", b"\x7fELF\x02\x01", b"{", b"\0" * 257 + b"ustar\x0000"]
+HEADS = [
+    b"",
+    b"PK\x03\x04",
+    b"!<arch>\n",
+    b"\x1f\x8b\x08",
+    b"\x7fELF\x02\x01",
+    b"{",
+    b"\0" * 257 + b"ustar\x0000",
+    b"\x89PNG\r\n\x1a\n",
+]
 
 
 @given(st.sampled_from(HEADS), st.binary(max_size=700), st.binary(max_size=700))

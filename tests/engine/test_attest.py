@@ -6,6 +6,7 @@ import base64
 import copy
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,38 @@ def test_what_was_not_built_is_not_attested(built: Project) -> None:
     built.manifest(MANIFEST + '\n    [steps.more]\n    command = "echo more > more"\n    outputs = ["more"]\n')
     assert 'step "more" has not been built here' in built.refuse("attest").err
     assert built.run("attest", "app").code == 0
+
+
+def test_what_a_workspace_forgot_the_stores_journals_tell(built: Project, tmp_path: Path) -> None:
+    """Its memory was deleted, or it is another user who asks: of the same checkout, with the same store."""
+    unsigned = built.run("attest", "--unsigned", "app").out
+    verdict = built.run("reproduce", "--json", "other")
+    assert verdict.code == 0, verdict.err
+    other = {"HOME": str(tmp_path / "other"), "XDG_CACHE_HOME": str(tmp_path / "other/cache")}
+    asked = built.run("attest", "--unsigned", "app", env=other)
+    assert (asked.code, asked.out) == (0, unsigned), asked.err
+    assert built.run("reproduce", "other", "--json", env=other).code == 0
+    shutil.rmtree(built.root / ".requiem")
+    assert built.run("attest", "--unsigned", "app").out == unsigned
+    assert built.run("sbom", "app").code == 0
+    shutil.rmtree(built.root / ".requiem", ignore_errors=True)
+    built.manifest(MANIFEST.replace("data/* > {{ output }}", "data/one > {{ output }}"))
+    refused = built.refuse("attest", "app")
+    assert 'step "app" was last built here under other settings, or before the manifest changed' in refused.err
+    moved = Project(tmp_path / "moved")
+    shutil.copytree(built.root, moved.root, dirs_exist_ok=True)
+    shutil.rmtree(moved.root / ".requiem", ignore_errors=True)
+    refused = moved.refuse("attest", "app")
+    assert "has not been built here" in refused.err and "the journals of" in refused.err
+
+
+def test_a_record_that_only_its_signer_filed_is_found(built: Project) -> None:
+    built.write("../home/config/requiem/config.toml", "[trust]\nsign = true\n")
+    built.build("--cache", "wo")
+    wanted = json.loads(built.run("attest", "--unsigned", "other").out)["subject"]
+    for path in (built.root / ".cas/records").glob("??/*"):
+        path.unlink()
+    assert json.loads(built.run("attest", "--unsigned", "other").out)["subject"] == wanted
 
 
 def test_a_chain_whose_links_do_not_fit_is_not_attested(built: Project) -> None:

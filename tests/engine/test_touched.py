@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project import Project
 
-from requiem_build.engine import memory, touched
+from requiem_build.engine import memory, noop, quick, touched
 from requiem_build.engine.options import Options
 from requiem_build.engine.site import find_site, question_of
 
@@ -127,6 +129,45 @@ def test_a_lost_or_changed_output_leads_to_its_maker(settled: Project) -> None:
     assert settled.read("out/a.sum") == "a\n" and settled.read("out/last.txt") == "8\nrun\nme\n"
 
 
+SINGLE = ("a.sum", "b.sum", "c.sum", "d.sum", "all.txt", "last.txt", "reads.txt", "fed.txt")
+
+
+def lose(project: Project, *names: str) -> None:
+    for name in names:
+        os.unlink(project.root / "out" / name)
+
+
+def test_lost_outputs_come_back_whatever_waits_for_them(settled: Project) -> None:
+    before = {name: settled.read(f"out/{name}") for name in SINGLE}
+    lose(settled, *SINGLE)
+    assert "built: 8 hit, 1 fresh" in brief(settled)
+    assert {name: settled.read(f"out/{name}") for name in SINGLE} == before
+    assert looked_at(settled) == set()
+    assert settled.run("replay").code == 0
+    assert settled.build(env={"WHO": "me"}).counts == {"fresh": 9}
+
+
+def test_a_lost_output_below_a_step_that_gives_another_result_is_made_anew(settled: Project) -> None:
+    lose(settled, "all.txt", "last.txt", "b.sum")
+    settled.write("src/a.txt", "longer\n")
+    assert "built: 3 ran, 1 hit, 5 fresh" in brief(settled)
+    assert settled.read("out/last.txt") == "13\nrun\nme\n" and settled.read("out/b.sum") == "b\n"
+    lose(settled, "last.txt")
+    settled.write("run.sh", "changed\n")
+    brief(settled)
+    assert settled.read("out/last.txt") == "13\nchanged\nme\n"
+
+
+def test_a_lost_output_that_the_store_has_not_either_is_made_again(settled: Project) -> None:
+    lose(settled, *SINGLE)
+    found = settled.run("cas", "put", "src/a.txt").out.strip()  # What a.sum holds too.
+    objects = settled.root / ".cas/v2/objects" / found[:2] / found[2:4]
+    shutil.rmtree(objects)
+    assert "1 ran" in brief(settled)
+    assert settled.read("out/a.sum") == "a\n" and settled.read("out/last.txt") == "8\nrun\nme\n"
+    assert settled.build(env={"WHO": "me"}).counts == {"fresh": 9}
+
+
 def test_what_a_plan_rests_on_is_for_the_full_build(settled: Project) -> None:
     def after(change: Callable[[], object]) -> set[str] | None:
         before = settled.read("requiem.toml")
@@ -169,6 +210,21 @@ def test_another_build_between_sends_the_question_to_the_full_one(settled: Proje
     assert looked_at(settled) is None
     brief(settled)
     assert settled.read("out/fed.txt") == "OTHER\n"
+    assert looked_at(settled) == set()
+    settled.build("--sandbox", "process", env={"WHO": "me"})  # Leaves the same files, and other answers.
+    assert looked_at(settled) is None
+
+
+def test_what_the_door_saw_of_another_state_is_not_believed(settled: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(str(settled.root), settled.environment({"WHO": "me"}), brief=True)
+    written = noop.load(find_site(options), options)
+    assert written is not None
+    value = tuple(getattr(written, name) for name in written.__match_args__)
+    settled.write("in.txt", "other\n")
+    monkeypatch.setattr(quick, "seen", [((*value[:-2], "another run", []), written.stamps)])
+    assert looked_at(settled) == {"fed"}
+    monkeypatch.setattr(quick, "seen", [(value, written.stamps)])
+    assert looked_at(settled) == set(), "the control: what was seen of this state is not looked at again"
 
 
 def test_the_journal_of_a_brief_build_proves_every_step(settled: Project) -> None:
@@ -176,7 +232,24 @@ def test_the_journal_of_a_brief_build_proves_every_step(settled: Project) -> Non
         settled.write("in.txt", content)
         assert "built: 1 ran, 8 fresh" in brief(settled)
         assert settled.run("replay").code == 0
-    assert (settled.root / ".requiem/lines").exists()
+    settled.write("src/a.txt", "last\n")
+    brief(settled)
+    settled.write("in.txt", "once more\n")
+    brief(settled)
+    told = journal(settled)
+    for step in settled.build(env={"WHO": "me"}).report["steps"]:
+        line = told[step["name"]]
+        assert (line["request_digest"], line["result_digest"]) == (step["request_digest"], step["result_digest"])
+        assert line["state"] == ("ran" if step["name"] == "fed" else "fresh")
+
+
+def journal(project: Project) -> dict[str, Any]:
+    """The lines of the last run's steps."""
+    last = max((project.root / ".cas/runs").iterdir())
+    content = project.run("cas", "get", json.loads(last.read_bytes())["journal"]).out
+    lines = [json.loads(line) for line in content.splitlines()]
+    assert [line["at_ms"] for line in lines] == sorted(line["at_ms"] for line in lines)
+    return {line["name"]: line for line in lines if line["event"] == "step_finished"}
 
 
 # Stamps that lie, and caches that are none (faults.md, B6)
@@ -292,6 +365,47 @@ def test_what_is_edited_while_a_brief_build_runs_is_looked_at_next_time(project:
         brief(project)
         assert project.read("out.txt" if other else "slow.txt") == content + "edited\n"
         assert looked_at(project) == set()
+
+
+@pytest.mark.parametrize("is_brief", [False, True], ids=["full", "brief"])
+def test_what_one_step_read_before_an_edit_and_another_after_it_is_stale(project: Project, is_brief: bool) -> None:
+    there = project.base
+    project.manifest(f"""
+        [steps.first]
+        command = "cat shared.txt > first.txt"
+        inputs = ["shared.txt"]
+        outputs = ["first.txt"]
+        [steps.slow]
+        command = "touch {there}/begun; while [ ! -e {there}/go ]; do sleep 0.01; done; cat in.txt > slow.txt"
+        inputs = ["in.txt", "first.txt"]
+        outputs = ["slow.txt"]
+        sandbox = "process"
+        [steps.second]
+        command = "cat shared.txt slow.txt > second.txt"
+        inputs = ["shared.txt", "slow.txt"]
+        outputs = ["second.txt"]
+    """)
+    project.write("in.txt", "0\n")
+    project.write("shared.txt", "old\n")
+    if is_brief:
+        (there / "go").touch()
+        brief(project)
+        (there / "go").unlink()
+        (there / "begun").unlink()
+        project.write("in.txt", "1\n")
+        assert looked_at(project) == {"slow", "second"}
+    with project.start("build", env={"WHO": "me"}) as process:
+        while not (there / "begun").exists():
+            assert process.poll() is None
+        project.write("shared.txt", "newer\n")
+        (there / "go").touch()
+        process.communicate(timeout=60)
+    assert project.read("first.txt") == "old\n"
+    assert project.read("second.txt").startswith("newer\n")
+    brief(project)
+    assert project.read("first.txt") == "newer\n"
+    brief(project)
+    assert looked_at(project) == set()
 
 
 # The full build is the judge

@@ -4,57 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from project import Project, Ran
+from person import MANIFEST, Person
+from project import Ran
 
 pytestmark = pytest.mark.userns
-
-MANIFEST = """
-    [steps.hello]
-    command = "cat a.txt > b.txt"
-    inputs = ["a.txt"]
-    outputs = ["b.txt"]
-"""
-
-
-class Person(Project):
-    """Somebody with a home and a checkout of his own, and one store that all share."""
-
-    def __init__(self, base: Path, name: str) -> None:
-        super().__init__(base / name)
-        self.name = name
-        self.shared = base / "cas"
-        self.manifest(MANIFEST)
-        self.write("a.txt", "hello\n")
-
-    def environment(self, extra: Any = None) -> dict[str, str]:
-        return {**super().environment(extra), "REQUIEM_CAS_DIR": str(self.shared)}
-
-    def configure(self, text: str) -> None:
-        self.write("../home/config/requiem/config.toml", text)
-
-    def forget(self) -> None:
-        shutil.rmtree(self.root / ".requiem", ignore_errors=True)
-        (self.root / "b.txt").unlink(missing_ok=True)
-
-    def key(self) -> Path:
-        ran = self.run("keys", "export", "-o", "key.pem")
-        assert ran.code == 0, ran.err
-        return self.root / "key.pem"
-
-    def trusts(self, *others: Person) -> None:
-        for other in others:
-            ran = self.run("keys", "trust", other.name, str(other.key()))
-            assert ran.code == 0, ran.err
-
-    def hello(self, *arguments: str) -> tuple[str, str]:
-        step = self.build(*arguments).step("hello")
-        return step["state"], step["reason"]
 
 
 @pytest.fixture
@@ -119,6 +77,7 @@ def _record_with_another_output(poison: Person, victim: Person) -> str:
     program = """
 import sys
 from pathlib import Path
+from typing import Any
 from dataclasses import replace
 from requiem_build.core.digest import Digest
 from requiem_build.core.entries import File
@@ -339,3 +298,39 @@ def test_a_private_key_that_others_can_read_is_refused(ci: Person) -> None:
     (ci.home / "config/requiem/keys/own/local.pem").chmod(0o644)
     refused = ci.refuse("build", "--cache", "wo")
     assert "can be read by others: it is not used" in refused.err and "chmod 600" in refused.err
+
+
+def test_doctor_says_who_signs_and_whom_is_trusted(ci: Person, laptop: Person, stranger: Person) -> None:
+    def told(person: Person) -> tuple[str, dict[str, Any]]:
+        return person.run("doctor").out, json.loads(person.run("doctor", "--json").out)["signing"]
+
+    text, document = told(stranger)
+    assert "off: no [trust] sign in" in text and '"local" is made on first use' in text
+    assert "none: any record in the store answers" in text
+    assert document["keys"] == [] and document["signs_with"] is None and document["accept"] is None
+    assert not (stranger.root.parent / "home/config/requiem/keys").exists(), "asking makes no key"
+    text, document = told(ci)
+    key = json.loads(ci.run("keys", "list", "--json").out)["keys"][0]
+    assert f"on, with the key local ({key['id'][:16]})" in text and document["signs_with"] == "local"
+    laptop.configure('[trust]\naccept = ["ci"]\nmin_level = "reproduced"\n')
+    text, document = told(laptop)
+    assert "records signed by 1 of: ci, at level reproduced at least" in text
+    assert document["accept"] == ["ci"] and document["keys"][-1]["name"] == "ci"
+    laptop.run("keys", "revoke", "ci")
+    assert "ci (" + key["id"][:16] + ", revoked)" in told(laptop)[0]
+    laptop.configure('[trust]\naccept = "ci"\n')
+    assert told(laptop)[1]["problem"] == "trust.accept is not a list of names of keys"
+
+
+def test_a_local_key_is_made_on_first_use(stranger: Person) -> None:
+    """Not before, once, and the same from then on."""
+    ring = stranger.root.parent / "home/config/requiem/keys"
+    stranger.hello()
+    assert stranger.run("keys", "list").err == "no keys yet: requiem keys new\n" and not ring.exists()
+    assert stranger.run("attest", "-o", "a.json").code == 0
+    (made,) = (ring / "own").iterdir()
+    assert made.name == "local.pem" and made.stat().st_mode & 0o777 == 0o600
+    before = made.read_bytes()
+    first = stranger.run("keys", "export").out
+    assert stranger.run("attest", "-o", "b.json").code == 0 and stranger.run("keys", "export").out == first
+    assert made.read_bytes() == before

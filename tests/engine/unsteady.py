@@ -7,6 +7,7 @@ group only.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 CLOCK, RANDOM, PARALLEL = {"clock"}, {"randomness"}, {"parallelism", "cpu count", "order"}
@@ -180,8 +181,10 @@ def manifest(kinds: list[Kind]) -> str:
     """Each kind as a step of its own."""
     steps = []
     for each in kinds:
+        tools = [*each.tools, *(["python3"] if "python3" in each.command else [])]
         steps.append(
             f"[steps.{each.name}]\ncommand = '''{each.command}; mkdir -p o; mv out o/{each.name}'''\n"
+            f"tools = {json.dumps(tools)}\n"
             f'inputs = ["src/*.o"]\noutputs = ["o/{each.name}"]\n'
         )
     return "\n".join(steps)

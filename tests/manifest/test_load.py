@@ -336,7 +336,6 @@ def test_a_chain_of_many_templates_needs_no_recursion() -> None:
     [
         'system = "packages"',
         "persistent = true",
-        'secrets = ["a"]',
         'ready = "x"',
     ],
 )

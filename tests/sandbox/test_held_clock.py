@@ -227,7 +227,7 @@ def test_where_nobody_may_trace_it_is_a_fault_and_no_approximation(run_in, monke
         ["/usr/bin/python3", script, Path(__file__).resolve().parents[2]], capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
-    assert "cannot be traced: Operation not permitted" in ran.stdout
+    assert "cannot be traced, or be limited: Operation not permitted" in ran.stdout
 
 
 NO_PTRACE = """

@@ -26,8 +26,10 @@ echo "cwd $(pwd) $(touch written && echo writable)"
 echo "order $(ls -U | tr '\n' ' ') $(ls -U d | tr '\n' ' ')"
 echo "cpus $(nproc) $(python3 -c 'import os; print(os.cpu_count())')"
 echo "addresses $(head -n 1 /proc/self/maps)"
-echo "random $(head -c 8 /dev/urandom | od -An -tx1) $(python3 -c 'import os; print(os.urandom(4).hex())')"
+echo "random $(head -c 8 /dev/urandom | od -An -tx1) $(python3 -c 'import os; print(os.urandom(4).hex())') $(cat /proc/sys/kernel/random/uuid)"
 echo "day $(date +%F)"
+echo "host-facts $(uname -r) $(cat /proc/version) $(grep MemTotal /proc/meminfo) $(df -k --output=size . | tail -n 1)"
+echo "pid $$"
 """
 
 
@@ -63,6 +65,9 @@ def test_two_runs_of_the_still_surroundings_differ_in_nothing_but_randomness(sti
         (Perturbation(newest_last=True), {"order"}),
         (Perturbation(cpus=1), {"cpus"}),
         (Perturbation(addresses_vary=True), {"addresses"}),
+        (Perturbation(other_host=True), {"host-facts"}),
+        (Perturbation(first_pid=4711), {"pid"}),
+        (Perturbation(own_view=True), set()),
     ],
     ids=lambda value: " ".join(sorted(value)) if isinstance(value, set) else "",
 )
@@ -79,6 +84,19 @@ def test_a_perturbation_changes_what_it_says_and_nothing_else(
 
 def test_randomness_can_be_held() -> None:
     assert look(Perturbation(held_random=True))["random"] == look(Perturbation(held_random=True))["random"]
+
+
+def test_a_made_up_host_never_changes() -> None:
+    """Uptime, load and free memory are others each time on a real one."""
+    command = "cat /proc/uptime /proc/loadavg /proc/meminfo /proc/stat /proc/cpuinfo; uname -a; df ."
+    seen = []
+    for _ in range(2):
+        with StrictSandbox(perturbation=Perturbation(other_host=True)) as sandbox:
+            finished = sandbox.run(Job(["bash", "-c", command], WORLD_ENVIRONMENT))
+        os.close(finished.workspace_fd)
+        assert finished.exit_code == 0 and b"elsewhere" not in finished.stderr
+        seen.append(finished.stdout)
+    assert seen[0] == seen[1]
 
 
 def test_the_clock_can_be_moved_and_frozen_and_nothing_else_changes() -> None:

@@ -115,6 +115,48 @@ def compare_pyc(then: bytes, now: bytes, compare: Compare) -> list[Difference]:
     return found or [_plainly(("pyc header",), then, now)]
 
 
+# PNG (W3C): chunk by chunk
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def compare_png(then: bytes, now: bytes, compare: Compare) -> list[Difference]:
+    before, after = _chunks(then), _chunks(now)
+    found = []
+    for name in sorted(before.keys() | after.keys()):
+        here, there = before.get(name), after.get(name)
+        if here is None or there is None:
+            found.append(differing((f"chunk {name}",), "there" if here else "absent", "there" if there else "absent"))
+        elif here != there and name.startswith("tIME"):
+            found.append(differing((f"chunk {name}",), _png_time(here), _png_time(there), "clock"))
+        elif here != there and name.startswith(("tEXt", "iTXt")):
+            lines = (content.replace(b"\0", b"\n") for content in (here, there))
+            found += [each.inside(f"chunk {name}") for each in compare(*lines)]
+        elif here != there:
+            found.append(_plainly((f"chunk {name}",), here, there))
+    return found or [_plainly(("outside of chunks",), then, now)]
+
+
+def _chunks(content: bytes) -> dict[str, bytes]:
+    if not content.startswith(_PNG):
+        raise NotThisFormat
+    found: dict[str, bytes] = {}
+    at = len(_PNG)
+    while at + 12 <= len(content) and len(found) < SECTIONS_MAX:
+        length, kind = struct.unpack_from(">I4s", content, at)
+        name = kind.decode("latin-1")
+        found[name if name not in found else f"{name} ({at:#x})"] = content[at + 8 : at + 8 + length]
+        at += 12 + length
+    return found
+
+
+def _png_time(content: bytes) -> str:
+    if len(content) != 7:
+        raise NotThisFormat
+    year, month, day, hour, minute, second = struct.unpack(">H5B", content)
+    return f"{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
+
+
 def _plainly(place: tuple[str, ...], then: bytes, now: bytes, betrays: str = "") -> Difference:
     at = first_difference(then, now)
     return Difference(place, shown(then, at), shown(now, at), at, betrays)

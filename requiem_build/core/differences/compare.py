@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from .archives import compare_archives
 from .base import FOUND_MAX, Difference, NotThisFormat, first_difference, shown
-from .binaries import compare_elf, compare_gzip, compare_pyc
+from .binaries import compare_elf, compare_gzip, compare_png, compare_pyc
 from .texts import compare_json, compare_text
 
 DEPTH_MAX = 8
 """Archives within archives are opened so deep."""
 
-_FORMATS = (compare_archives, compare_gzip, compare_elf, compare_pyc, compare_json, compare_text)
+_FORMATS = (compare_archives, compare_gzip, compare_elf, compare_pyc, compare_png, compare_json, compare_text)
 
 
 def compare(then: bytes, now: bytes) -> list[Difference]:

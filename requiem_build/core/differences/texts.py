@@ -23,8 +23,15 @@ _ADDRESS = re.compile(r"\b0x[0-9a-f]{6,16}\b")
 _UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[1-5][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\b", re.I)
 
 
+_TEMPORARY = re.compile(r"/tmp/[\w.-]{6,}")
 _HEX = re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{16,}\b", re.I)
-_KINDS = (("randomness", _UUID), ("address layout", _ADDRESS), ("clock", _CLOCK), ("randomness", _HEX))
+_KINDS = (
+    ("randomness", _UUID),
+    ("address layout", _ADDRESS),
+    ("clock", _CLOCK),
+    ("randomness", _TEMPORARY),
+    ("randomness", _HEX),
+)
 
 
 def betrayed(then: str, now: str) -> str:

@@ -1,0 +1,209 @@
+"""What a machine found out by running steps again, carried to another one by its signature; and forgeries of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from person import MANIFEST, Person
+
+pytestmark = pytest.mark.userns
+
+BELOW = 'record is below the level "reproduced" that you ask for'
+
+REFILE = """
+import sys
+from requiem_build.core.fields import replace
+from pathlib import Path
+from requiem_build.store.keys import Keys, Verifier
+from requiem_build.store.layout import Store
+from requiem_build.store.seals import seal
+from requiem_build.core.request import parse_request
+store, key = Store(Path(sys.argv[1])), Keys(sys.argv[2]).signer()
+scope = store.signed_records(key.key_id)
+for kept in list(scope):
+    record = seal(replace(kept.record, asserted=(), signatures=()), key)
+    scope.set_aside(record.request_digest)
+    scope.publish(parse_request(kept.request), kept.result, record)
+"""
+"""Files what a key signed anew, as a build signs it whose system is taken from packages: with nothing on trust."""
+
+
+def builds(person: Person) -> None:
+    """Builds, and signs that nothing was taken on trust."""
+    person.configure('[trust]\nsign = true\naccept = ["local"]\n')
+    person.hello()
+    refiled = person.run("-c", REFILE, str(person.shared), str(keys(person)), program=(sys.executable,))
+    assert refiled.code == 0, refiled.err
+
+
+def keys(person: Person) -> Path:
+    return person.root.parent / "home/config/requiem/keys"
+
+
+def asks(person: Person, text: str) -> tuple[str, str]:
+    """What a build takes under a policy, the workspace's own memory aside."""
+    person.configure(f"[trust]\n{text}\n")
+    person.forget()
+    return person.hello()
+
+
+@pytest.fixture
+def ci(tmp_path: Path) -> Person:
+    person = Person(tmp_path, "ci")
+    builds(person)
+    return person
+
+
+@pytest.fixture
+def laptop(tmp_path: Path, ci: Person) -> Person:
+    person = Person(tmp_path, "laptop")
+    person.trusts(ci)
+    return person
+
+
+REPRODUCED = 'accept = ["ci"]\nmin_level = "reproduced"'
+
+
+def word(person: Person) -> Path:
+    """The file of the person's signed verdict."""
+    key_id = json.loads(person.run("keys", "list", "--json").out)["keys"][0]["id"]
+    (path,) = (person.shared / "verdicts/signed" / key_id).glob("*/*")
+    return path
+
+
+def reproduce(person: Person, expect: int = 0) -> None:
+    ran = person.run("reproduce", "--json")
+    assert ran.code == expect, ran.out + ran.err
+
+
+def test_a_record_is_taken_once_its_builder_signed_that_it_reproduces(ci: Person, laptop: Person) -> None:
+    assert asks(laptop, 'accept = ["ci"]\nmin_level = "confined"') == ("hit", "restored from the store")
+    assert asks(laptop, REPRODUCED) == ("ran", BELOW)
+    reproduce(ci)
+    assert asks(laptop, REPRODUCED) == ("hit", "restored from the store")
+    laptop.run("keys", "revoke", "ci")
+    assert asks(laptop, REPRODUCED)[0] == "ran"
+
+
+def test_what_was_not_signed_is_nobodys_word(ci: Person, laptop: Person) -> None:
+    """Whoever can write the store can write verdicts into it."""
+    ci.configure('[trust]\naccept = ["local"]\n')
+    reproduce(ci)
+    assert list((ci.shared / "verdicts").glob("*/*")) and not (ci.shared / "verdicts/signed").exists()
+    assert asks(laptop, REPRODUCED) == ("ran", BELOW)
+
+
+def test_every_changed_byte_makes_it_nobodys_word(ci: Person, laptop: Person) -> None:
+    reproduce(ci)
+    path = word(ci)
+    content = path.read_bytes()
+    program = """
+import sys
+from pathlib import Path
+from requiem_build.core.digest import Digest
+from requiem_build.store.keys import Keys, Verifier
+from requiem_build.store.layout import Store
+from requiem_build.store.verdicts import Verdicts, verdict_in
+path, verifier = Path(sys.argv[2]), Verifier(Keys(sys.argv[3]).all())
+verdicts = Verdicts(Store(Path(sys.argv[1])))
+content, key_id = path.read_bytes(), path.parent.parent.name
+path.chmod(0o644)
+result = verdict_in(verdicts.envelope(key_id, Digest(path.name))).result_digest
+said = lambda: verdicts.signed_by([key_id], Digest(path.name), result, verifier)
+assert said()[key_id].agreed
+for at in range(len(content)):
+    for mask in (1, 128):
+        path.write_bytes(content[:at] + bytes([content[at] ^ mask]) + content[at + 1:])
+        if said():
+            print("believed with byte", at, "changed", content[at - 20:at + 20], file=sys.stderr)
+            sys.exit(1)
+path.write_bytes(content)
+"""
+    ran = laptop.run("-c", program, str(ci.shared), str(path), str(keys(laptop)), program=(sys.executable,))
+    assert ran.code == 0, ran.err
+    at = random.randrange(len(content))
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert asks(laptop, REPRODUCED) == ("ran", BELOW)
+
+
+def test_nor_is_what_others_put_into_its_place(ci: Person, laptop: Person, tmp_path: Path) -> None:
+    mallory = Person(tmp_path, "mallory")
+    mallory.configure("[trust]\nsign = true\n")
+    mallory.hello()
+    reproduce(ci)
+    path = word(ci)
+    genuine = json.loads(path.read_bytes())
+    reproduce(mallory)
+    forged = word(mallory).read_bytes()
+    signatures = [{**genuine["signatures"][0], "keyid": json.loads(forged)["signatures"][0]["keyid"]}]
+    other = {**genuine, "payloadType": "application/vnd.requiem.record.v1+json"}
+    record = next((ci.shared / "records/signed" / path.parent.parent.name).glob("??/*"))
+    envelope = json.loads(record.read_bytes())["record"]["signatures"][0]
+    path.chmod(0o644)
+    for content in (
+        forged,
+        json.dumps({**json.loads(forged), "signatures": genuine["signatures"]}).encode(),
+        json.dumps(other).encode(),
+        json.dumps(envelope).encode(),
+        json.dumps({**genuine, "signatures": []}).encode(),
+        json.dumps({**genuine, "signatures": signatures}, separators=(",", ":"), sort_keys=True).encode(),
+        b"",
+        b"[" * 100_000,
+    ):
+        path.write_bytes(content)
+        assert asks(laptop, REPRODUCED) == ("ran", BELOW), content[:80]
+    os.unlink(path)
+    path.symlink_to("/etc/passwd")
+    assert asks(laptop, REPRODUCED) == ("ran", BELOW)
+
+
+def test_one_key_that_saw_it_come_out_otherwise_takes_it_back(tmp_path: Path) -> None:
+    ci, laptop = Person(tmp_path, "ci"), Person(tmp_path, "laptop")
+    for person in (ci, laptop):
+        person.manifest(MANIFEST.replace("cat a.txt > b.txt", "head -c 9 /dev/urandom > b.txt"))
+    builds(ci)
+    laptop.trusts(ci)
+    reproduce(ci, expect=3)
+    assert asks(laptop, REPRODUCED) == ("ran", 'record came out otherwise when "ci" ran it again')
+
+
+def test_elsewhere_is_a_record_of_one_key_and_the_word_of_another(ci: Person, laptop: Person, tmp_path: Path) -> None:
+    second = Person(tmp_path, "second")
+    second.trusts(ci)
+    laptop.trusts(second)
+    elsewhere = 'accept = ["ci", "second"]\nmin_level = "reproduced-elsewhere"'
+    assert asks(laptop, elsewhere) == ("ran", "record is signed by 1 of the 2 keys that you ask for")
+    reproduce(ci)
+    assert asks(laptop, elsewhere)[0] == "ran", "one key twice is one"
+    second.configure('[trust]\nsign = true\naccept = ["ci"]\n')
+    assert second.hello()[0] == "hit"
+    reproduce(second)
+    assert asks(laptop, elsewhere)[0] == "hit"
+
+
+def test_a_level_that_a_step_requires_can_be_earned_by_those_who_are_trusted(
+    ci: Person, laptop: Person, tmp_path: Path
+) -> None:
+    for person in (ci, laptop):
+        person.manifest(MANIFEST + '    require = "reproduced"\n')
+    laptop.configure('[trust]\naccept = ["ci"]\n')
+    ran = laptop.build(expect=6)
+    assert ran.report["warnings"] == ['step "hello" must be reproduced, and is confined']
+    reproduce(ci)
+    laptop.forget()
+    assert laptop.build().report["ok"]
+    laptop.manifest(MANIFEST + '    require = "reproduced-elsewhere"\n')
+    laptop.build(expect=6)
+    second = Person(tmp_path, "second")
+    builds(second)
+    laptop.trusts(second)
+    laptop.configure('[trust]\naccept = ["ci", "second"]\n')
+    assert laptop.build().report["ok"], "two builders who agree"
+    second.run("keys", "revoke", "local")
+    laptop.run("keys", "revoke", "second")
+    laptop.build(expect=6)
