@@ -147,7 +147,17 @@ def test_a_step_that_is_none_is_refused(made: Project) -> None:
 def test_every_operation_has_words() -> None:
     operations = {name for kind in (Boot, Preparation) for name in vars(kind) if not name.startswith("_")}
     operations |= {name for base in Preparation.__mro__ for name in vars(base) if not name.startswith("_")}
-    means = {"start", "release", "remove_mountpoints", "apply", "spawn", "changed", "watch_network", "network_was_used"}
-    perturbations = {"vary_addresses", "use_processors", "set_umask"}
+    means = {
+        "start",
+        "release",
+        "remove_mountpoints",
+        "apply",
+        "spawn",
+        "spawn_kept",
+        "changed",
+        "watch_network",
+        "network_was_used",
+    }
+    perturbations = {"vary_addresses", "use_processors", "set_umask", "other_kernel", "number_processes"}
     unknown = operations - means - perturbations - explained.SILENT - explained._WORDS.keys()
     assert unknown == set()
