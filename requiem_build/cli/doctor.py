@@ -17,8 +17,11 @@ from ..sandbox.probe import Capability, probe, probe_limits
 from .console import plain, wants_color, write_out
 from .globals import Globals
 
-OPTIONAL = frozenset({"constant pid", "landlock", "hidden host paths", "limits by cgroup", "not promised"})
-"""What strict does without where the kernel lacks it; the record says so."""
+OPTIONAL = frozenset(
+    {"constant pid", "frozen clock", "hidden host paths", "landlock", "limits by cgroup", "seeded randomness"}
+    | {"not promised"}
+)
+"""What strict does without where the kernel lacks it; the record says so, or a step that asks for it is refused."""
 
 
 def is_required(item: Capability) -> bool:

@@ -33,7 +33,7 @@ SCHEMAS = (
     *("list", "why"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
     *("clean", "error", "log"),
-    *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle"),
+    *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle", "doctor"),
 )
 KINDS = ("request", "result", "record", "trace", "signatures")
 

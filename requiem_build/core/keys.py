@@ -96,8 +96,8 @@ STEP: Mapping[str, Key] = {
     "sandbox": Key(choice(LEVELS), "The level of protection.", '"strict"'),
     "system": Key(choice(SYSTEMS), "What the step sees of /usr.", '"host"', later=True, now=("host",)),
     "network": Key(choice(NETWORKS), "Whether the step reaches the network.", '"none"'),
-    "clock": Key(choice(CLOCKS), "What time it is for the step.", '"real"', later=True, now=("real",)),
-    "random": Key(choice(RANDOMS), "Where the step's randomness comes from.", '"real"', later=True, now=("real",)),
+    "clock": Key(choice(CLOCKS), "What time it is for the step.", '"real"'),
+    "random": Key(choice(RANDOMS), "Where the step's randomness comes from.", '"real"'),
     "max_output_bytes": Key(
         SIZE_OR_NOTHING, "How much of stdout, and of stderr, is kept; more is cut and marked.", '"1MiB"'
     ),

@@ -36,10 +36,16 @@ KNOWN_LEAKS = (
     "ids of System V objects",
     "inode numbers and directory offsets",
     "kernel version",
+    "login uid, scheduling priority, and limits below the world's",
     "owner of large inputs",
     "readdir order",
-    "uid of the worker in mountinfo",
+    "sizes and link counts of directories",
+    "uid of the worker in mountinfo and uid_map",
 )
+
+CLOCK_LEAKS = ("dates of files written during the step", "the processor's cycle counter")
+RANDOM_LEAKS = ("the processor's own random numbers",)
+"""What can be held of the clock and of randomness is held whole; this cannot be held, and is said."""
 
 DURABILITIES = ("none", "batch", "full")
 """When results survive a power cut: no promise, after half a second or at the run's end, or before a step is done."""
@@ -73,6 +79,13 @@ class Policy:
             "sandbox": self.sandbox,
             "system": self.system,
         }
+
+
+def leaks_of(policy: Policy) -> tuple[str, ...]:
+    """What of the host a step may see although nothing of it is in its request."""
+    clock = CLOCK_LEAKS if policy.clock == "frozen" else ()
+    random = RANDOM_LEAKS if policy.random == "seeded" else ()
+    return tuple(sorted({*KNOWN_LEAKS, *clock, *random}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,8 @@ def policy_of(draft: Draft) -> Policy:
         values.get("network", "none"),
         tuple(found),
         kinds.size_bytes(values.get("max_output_bytes", MIB)) or 0,
+        values.get("clock", "real"),
+        values.get("random", "real"),
     )
 
 
@@ -104,8 +106,12 @@ def limits_of(draft: Draft) -> Limits:
 
 
 @lru_cache(maxsize=4096)
-def _policy(sandbox: str, network: str, path: tuple[str, ...], max_output_bytes: int) -> Policy:
-    return Policy(sandbox=sandbox, network=network, path=path, max_output_bytes=max_output_bytes)
+def _policy(
+    sandbox: str, network: str, path: tuple[str, ...], max_output_bytes: int, clock: str, random: str
+) -> Policy:
+    return Policy(
+        sandbox=sandbox, network=network, path=path, max_output_bytes=max_output_bytes, clock=clock, random=random
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -251,11 +251,21 @@ def boot_sandbox(
                     store=str(store.root),
                     network=request.policy.network,
                     perturbation=perturbation or STILL,
+                    clock=request.policy.clock,
+                    random=request.policy.random,
                     cgroups=_cgroups(site),
                 )
             except SandboxUnavailable as error:
                 if left == 0 or not _is_gone(store, error):
                     raise  # Else the store was deleted at this very moment: without one it boots as well.
+    for name in ("clock", "random"):
+        if getattr(request.policy, name) != "real":
+            wanted = f'{name} = "{getattr(request.policy, name)}"'
+            raise SandboxUnavailable(
+                f"{wanted} cannot be had at the level {level}",
+                facts=[("level", level)],
+                hint=f'{name} can only be held by strict sandboxing: say sandbox = "strict", or {name} = "real"',
+            )
     from ..sandbox.posix import NoSandbox, ProcessSandbox
 
     if level == "none":

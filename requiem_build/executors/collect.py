@@ -25,6 +25,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CHUNK = 1 << 20
 LISTED_MAX = 10
+PATH_BYTES_MAX = 4000
+"""Below the kernel's PATH_MAX: no program, ours included, could name what lies deeper."""
 
 
 class NotCollected(Exception):
@@ -212,8 +214,11 @@ class Collector:
             children[posixpath.dirname(directory)][posixpath.basename(directory)] = tree
         raise AssertionError(top)
 
-    def _walk(self, top: str) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
-        """Directories (paths from the workspace, parents first) and their children's kinds; no link is followed."""
+    def _walk(self, top: str, *, to_the_end: bool = True) -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
+        """Directories (paths from the workspace, parents first) and their children's kinds; no link is followed.
+
+        What lies too deep to be named raises NotCollected, or is passed over where not all is wanted.
+        """
         pending = [top]
         for directory in pending:
             descriptor = self._open_parent(directory + "/x" if directory != "." else "x")
@@ -228,7 +233,13 @@ class Collector:
             for name, kind in kinds:
                 if kind == "dir":
                     _name_must_be_utf8(name, directory)
-                    pending.append(name if directory == "." else f"{directory}/{name}")
+                    path = name if directory == "." else f"{directory}/{name}"
+                    if len(path.encode()) <= PATH_BYTES_MAX:
+                        pending.append(path)
+                    elif to_the_end:
+                        raise NotCollected(
+                            f'a directory is too deep: "{path[:60]}..." is more than {PATH_BYTES_MAX} bytes'
+                        )
 
     def _pattern(self, pattern: str, inputs: Collection[str]) -> dict[str, Entry]:
         matches = compile_pattern(pattern)
@@ -249,7 +260,7 @@ class Collector:
         directories = tuple(path for path in declared if path.endswith("/"))
         patterns = [compile_pattern(path) for path in declared if is_pattern(path)]
         found: list[str] = []
-        for directory, names in self._walk("."):
+        for directory, names in self._walk(".", to_the_end=False):
             for name, kind in names:
                 path = name if directory == "." else f"{directory}/{name}"
                 declared_too = path in declared or path.startswith(directories) or any(m(path) for m in patterns)

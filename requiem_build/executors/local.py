@@ -19,7 +19,7 @@ from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.fields import replace
 from ..core.patterns import compile_pattern, is_pattern, unescape
-from ..core.policy import KNOWN_LEAKS, WORKSPACE, Limits
+from ..core.policy import WORKSPACE, Limits, leaks_of
 from ..core.request import LISTING, Request, by_bytes
 from ..core.result import Captured, make_result
 from ..core.secrecy import PIECE_MIN, Masker
@@ -77,7 +77,7 @@ class LocalExecutor:
         for _ in range(jobs):
             self._turns.put(None)
         self._lock = threading.Lock()
-        self._idle: dict[tuple[str, str], list[Sandbox]] = {}
+        self._idle: dict[tuple[str, ...], list[Sandbox]] = {}
         self._busy: set[Sandbox] = set()
         self._cancelled = False
 
@@ -124,7 +124,7 @@ class LocalExecutor:
     # Sandboxes
 
     def _acquire(self, request: Request) -> Sandbox:
-        kind = (request.policy.sandbox, request.policy.network)
+        kind = _kind(request)
         with self._lock:
             idle = self._idle.setdefault(kind, [])
             sandbox = idle.pop() if idle else None
@@ -140,7 +140,7 @@ class LocalExecutor:
         with self._lock:
             self._busy.discard(sandbox)
             if healthy and not self._cancelled and request.policy.sandbox == "strict":
-                self._idle.setdefault((request.policy.sandbox, request.policy.network), []).append(sandbox)
+                self._idle.setdefault(_kind(request), []).append(sandbox)
                 return
         sandbox.close()
 
@@ -285,7 +285,7 @@ class LocalExecutor:
             duration_ms=duration_ms,
             protection=finished.protection,
             rusage=finished.rusage,
-            leaks=KNOWN_LEAKS,
+            leaks=leaks_of(request.policy),
             cancelled=finished.cancelled,
         )
 
@@ -321,6 +321,12 @@ class LocalExecutor:
             maker = self._maker(path)
             if maker is not None:
                 raise NotCollected(f'read "{path}", which step "{maker}" makes, without declaring it')
+
+
+def _kind(request: Request) -> tuple[str, ...]:
+    """Steps of one kind can run in the same sandbox one after the other."""
+    policy = request.policy
+    return policy.sandbox, policy.network, policy.clock, policy.random
 
 
 def confide(job: Job, masker: Masker | None) -> Job:

@@ -14,7 +14,7 @@ import select
 import stat
 import struct
 
-from . import syscalls
+from . import shelf, syscalls
 from .threads import in_thread
 
 _NETWORK_BYTES = 65536
@@ -56,6 +56,10 @@ class Boot:
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
         syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)  # A change of uid made /proc/self belong to root.
+
+    def core_filter(self, value: str) -> None:
+        """What a core dump would hold is inherited, and can be seen."""
+        _write("/proc/self/coredump_filter", value)
 
     def new_user(self, uid: int, gid: int) -> None:
         outside_uid, outside_gid = os.geteuid(), os.getegid()
@@ -114,6 +118,9 @@ class Boot:
         syscalls.pivot_root_here()
         self.trees = []
         self.facts["overlay"] = _overlay_works()
+        for name in ("lower", "scratch"):
+            os.mkdir(name)
+        self.facts["shared_trees"] = shelf.works("lower", "scratch")
 
     def new_root(self) -> None:
         options = "mode=0755,size=16m"
@@ -142,11 +149,14 @@ class Boot:
         os.close(tree)
 
     def device(self, name: str) -> None:
+        place = f"dev/{name}"
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+        self._put_device(name, place)
+
+    def _put_device(self, name: str, place: str) -> None:
         tree = syscalls.open_tree(f"/dev/{name}")
         # Read-only is about the node, not the device: its date and mode are the host's.
         syscalls.set_mount_attributes(tree, syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NOEXEC)
-        place = f"dev/{name}"
-        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         syscalls.move_mount(tree, place)
         os.close(tree)
 
@@ -188,7 +198,7 @@ class Boot:
             flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
             syscalls.mount("tmpfs", place, "tmpfs", flags, "mode=0755,size=4k")
         elif os.path.lexists(place):
-            syscalls.mount("/dev/null", place, flags=syscalls.MS_BIND)
+            self._put_device("null", place)
 
     def cover(self, path: str, content: bytes) -> None:
         """Other content for a file of /proc."""
@@ -219,12 +229,12 @@ class Boot:
         raise_loopback()
         self.watch_network()
 
-    def limit(self, name: str, soft: int) -> None:
-        """Lowers a limit that the engine inherited, so that steps do not differ by the shell that started it."""
+    def limit(self, name: str, soft: int, hard: int) -> None:
+        """Not that of the shell that started the engine; -1 is none. Nobody can raise a hard limit of his own."""
         which = getattr(resource, name)
-        hard = resource.getrlimit(which)[1]
-        wanted = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
-        resource.setrlimit(which, (wanted, 0 if soft == 0 else hard))
+        most = resource.getrlimit(which)[1]
+        soft, hard = (_lower(wanted, most) for wanted in (soft, hard))
+        resource.setrlimit(which, (soft, hard))
 
     # What a worker that shows all steps one view does once, and every other one for each step.
 
@@ -269,6 +279,11 @@ class Boot:
 
     def no_new_privileges(self) -> None:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _lower(one: int, other: int) -> int:
+    limits = [limit for limit in (one, other) if limit != resource.RLIM_INFINITY]
+    return min(limits, default=resource.RLIM_INFINITY)
 
 
 def _write(path: str, text: str) -> None:

@@ -144,10 +144,21 @@ def _one(section: str, subject: str, words: str) -> Callable[..., Iterator[Told]
 
 _RLIMITS = {
     "RLIMIT_CORE": "core dumps (bytes)",
+    "RLIMIT_MEMLOCK": "locked memory (bytes)",
+    "RLIMIT_NICE": "priority above others",
     "RLIMIT_NOFILE": "open files (soft)",
+    "RLIMIT_NPROC": "processes and threads",
+    "RLIMIT_RTPRIO": "real-time priority",
+    "RLIMIT_SIGPENDING": "signals that wait",
     "RLIMIT_STACK": "stack (bytes)",
     "RLIMIT_MSGQUEUE": "message queues (bytes)",
 }
+
+
+def _tell_limit(name: str, soft: int, _: int) -> Iterator[Told]:
+    if soft >= 0:
+        yield ("limits", _RLIMITS[name], f"{soft}, as for every step")
+
 
 _WORDS: Mapping[str, Callable[..., Iterator[Told]]] = {
     "drop_identity": _one("privileges", "on the host", "user {0}, who owns nothing; root is given up before all else"),
@@ -168,7 +179,10 @@ _WORDS: Mapping[str, Callable[..., Iterator[Told]]] = {
     "cover": _one("mounts", "{0}", "other content than the host's"),
     "date": lambda *_: iter([("view", "dates", "1980-01-02, of all that was made for it")]),
     "loopback": _one("network", "loopback", "works inside: servers and clients of one step reach each other"),
-    "limit": lambda name, soft: iter([("limits", _RLIMITS[name], f"{soft}, as for every step")]),
+    "limit": _tell_limit,
+    "core_filter": lambda _: iter(()),
+    "hide_trees": lambda: iter(()),
+    "lay_tree": lambda *_: iter([("mounts", WORKSPACE, "many inputs, as one layer that steps share, below its own")]),
     "no_new_privileges": _one("privileges", "capabilities", "none, and no program can gain any"),
     "tmpfs": _tell_tmpfs,
     "fix_addresses": _one("view", "addresses", "the same in each run"),

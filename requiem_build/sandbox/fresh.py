@@ -14,6 +14,7 @@ import os
 from . import syscalls
 from .boot import Boot, raise_loopback
 from .serving import Serving
+from .shelf import Shelf
 from .staging import Preparation
 from .threads import in_thread
 from .wire import Channel
@@ -29,14 +30,17 @@ class Fresh(Serving):
     def __init__(self, channel: Channel, boot: Boot, confinement: syscalls.Filter | None) -> None:
         super().__init__(channel, boot)
         self._confinement = confinement
+        self._shelf = Shelf()
 
     def run(self, job: dict[str, Any]) -> None:
-        preparation = Preparation(self.boot, self._confinement)
+        preparation = Preparation(self.boot, self._confinement, self._shelf)
         if job["terminal"] is not None:
             job["terminal"] = self._open_terminal()
 
         def start(out: int, err: int) -> None:
             failure: list[BaseException] = []
+            for preparation.applying in job["shelf"]:
+                getattr(self._shelf, preparation.applying[0])(*preparation.applying[1:])
             in_thread(preparation.start, failure, job, out, err)
             if failure:
                 raise failure[0]

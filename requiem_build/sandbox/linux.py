@@ -16,6 +16,7 @@ from typing import Any
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import replace
 from ..core.policy import HOME, WORKSPACE
+from . import keeper
 from .attendant import Attendant
 from .base import Finished, Job
 from .cgroups import Cgroups, Group, grouped, limits_held
@@ -24,6 +25,7 @@ from .layout import plan_ceilings, plan_rlimits
 from .perturbation import STILL, Perturbation, perturbed_environment
 from .promises import no_strict
 from .seccomp import make_filter
+from .trees import Trees
 from .view import (
     INPUT_MTIME_NS,
     Host,
@@ -33,9 +35,11 @@ from .view import (
     job_sources,
     plan_boot,
     plan_job,
+    plan_shelf,
     plan_staging,
     read,
     read_host,
+    wants_tree,
 )
 
 _WAY_OUT = "or run with --sandbox process, which promises less"
@@ -62,21 +66,38 @@ class StrictSandbox:
         network: str = "none",
         reuse: bool = True,
         perturbation: Perturbation = STILL,
+        clock: str = "real",
+        random: str = "real",
         cgroups: Cgroups | None = None,
         before: tuple[str, ...] = (),
     ) -> None:
+        """`clock` and `random` are those of a policy: what does not stand still by itself is held (`keeper.py`)."""
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
         self._wanted = sorted({os.path.normpath(path) for path in wanted})
         assert all(path.startswith("/") for path in self._wanted)
         self._network = network
-        self._here = perturbation
+        self._here = perturbation if random == "real" else replace(perturbation, held_random=True)
+        self._clock, self._random = clock, random
+        self._held = (clock, random) != ("real", "real")
+        self._reuse = reuse and self._here == STILL and not self._held
         self._cgroups = cgroups
         self._before = before
-        self._reuse = reuse and perturbation == STILL
         self._host = _require_host()
-        self._filter = make_filter(self._host.machine, held_random=perturbation.held_random)
+        if self._held and self._host.machine not in keeper.MACHINES:
+            raise SandboxUnavailable(
+                "clock and randomness cannot be held on this processor",
+                facts=[("machine", self._host.machine), ("known", ", ".join(keeper.MACHINES))],
+                hint='say clock = "real" and random = "real"',
+            )
+        self._filter = make_filter(
+            self._host.machine,
+            held_random=perturbation.held_random,
+            held_clock=clock == "frozen",
+            seeded=random == "seeded",
+        )
         self._fresh: Attendant | None = None
+        self._trees = Trees()
         self._reused: Attendant | None = None
         self._spare: Spare | None = None
         self._areas: dict[str, tuple[int, int]] = {}
@@ -106,6 +127,7 @@ class StrictSandbox:
             "constant_pid": bool(facts.get("constant_pid")),
             "host_paths_hidden": bool(facts.get("overlay", True)),
             "view": "reused" if attendant is self._reused else "fresh",
+            **({"clock": self._clock, "random": self._random} if self._held else {}),
         }
 
     def run(self, job: Job) -> Finished:
@@ -129,13 +151,34 @@ class StrictSandbox:
         finished.on_close = attendant.clean
         return finished
 
-    def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
-        if self._reuse and fits_one_view(job) and group is None:
-            return self._run_reused(job)
+    def _run_fresh(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
         attendant = self._current(job)
-        plan = plan_job(job, list(self._areas), self._host.landlock, self._here)
+        tree = self._trees.choose(job) if self._reuse and wants_tree(job) and self._trees_work() else None
+        plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
+        message = {**_message(job, plan, self._here), "shelf": plan_shelf(tree), "hold": self._hold(job)}
         descriptor = None if group is None else group.procs
-        return attendant, *attendant.run(_message(job, plan, self._here), descriptor, job.on_terminal)
+        answer, workspace = attendant.run(message, descriptor, job.on_terminal)
+        if answer[0] == "fault" and tree is not None:
+            attendant.end()  # What lies on its shelf is unknown now.
+        return attendant, answer, workspace
+
+    def _hold(self, job: Job) -> tuple[int | None, bool] | None:
+        """(the moment that is always now, whether nothing is random), for the worker."""
+        if not self._held:
+            return None
+        return frozen_moment(job.env) if self._clock == "frozen" else None, self._random == "seeded"
+
+    def _trees_work(self) -> bool:
+        if self._fresh is None or self._fresh.ended:
+            self._boot_fresh()
+        assert self._fresh is not None
+        return bool(self._fresh.greeting[1].get("shared_trees"))
+
+    def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
+        trees = self._reuse and wants_tree(job) and self._trees_work()
+        if self._reuse and fits_one_view(job) and group is None and not trees:
+            return self._run_reused(job)
+        return self._run_fresh(job, group)
 
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
         message = _message(job, plan_staging(job))
@@ -188,12 +231,14 @@ class StrictSandbox:
             self._fresh.end()
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
-        plan = plan_boot(self._host, list(self._areas), self._network, here=self._here)
-        self._fresh = _boot({"operations": plan, "filter": self._filter, "reused": None}, self._before)
+        self._trees = Trees()
+        plan = plan_boot(self._host, list(self._areas), self._network, here=self._here, frozen=self._clock == "frozen")
+        setup = {"operations": plan, "filter": self._filter, "reused": None, "held": self._held}
+        self._fresh = _boot(setup, self._before)
 
     def _boot_reused(self) -> Attendant:
         plan = plan_boot(self._host, [], self._network, self._filter)
-        return _boot({"operations": plan, "reused": (WORKSPACE, "/tmp", HOME, INPUT_MTIME_NS)})
+        return _boot({"operations": plan, "reused": (WORKSPACE, "/tmp", HOME, INPUT_MTIME_NS), "held": False})
 
 
 class Spare:
@@ -252,6 +297,12 @@ def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) 
         "max_output_bytes": job.max_output_bytes,
         "terminal": None if job.on_terminal is None else "",
     }
+
+
+def frozen_moment(env: Mapping[str, str]) -> int:
+    """The date at which a step's clock stands: its SOURCE_DATE_EPOCH, or that of every input."""
+    said = env.get("SOURCE_DATE_EPOCH", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 12 else INPUT_MTIME_NS // 1_000_000_000
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -28,6 +28,9 @@ JOBS_MAX = 1000
 FILES_MAX = 20_000
 """A step that leaves more is tidied up after quicker by ending the worker: the kernel drops whole file systems."""
 
+DEPTH_MAX = 500
+"""The same. Landlock looks at every directory above whatever is removed, so depth costs its square."""
+
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GET_FLAGS = 0x80086601  # FS_IOC_GETFLAGS
 
@@ -105,6 +108,8 @@ def _empty(top: int, files_max: int) -> int:
                 if removed > files_max:
                     raise Stale("too many files were left")
             elif waiting[-1]:
+                if len(way) >= DEPTH_MAX:
+                    raise Stale("directories were nested too deeply")
                 way.append(waiting[-1].pop())
                 here = _move(here, way[-1])
             else:

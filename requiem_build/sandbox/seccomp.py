@@ -91,6 +91,9 @@ _ENOSYS_CALLS: dict[str, tuple[int | None, int | None]] = {
 
 _CLONE = (56, 220)
 _GETRANDOM = (318, 278)
+_CLOCK_GETTIME = (228, 113)
+_DATES = {"gettimeofday": (96, 169), "time": (201, None)}
+_WALL_CLOCKS = (0, 5, 8, 11)  # CLOCK_REALTIME, _COARSE, _ALARM, CLOCK_TAI
 _IOCTL = (16, 29)
 _SOCKET = (41, 198)
 _PRLIMIT = (302, 261)
@@ -133,6 +136,7 @@ _X32_BIT = 0x40000000
 _ALLOW = 0x7FFF0000
 _KILL_PROCESS = 0x80000000
 _REFUSE = 0x00050000
+_TRACE = 0x7FF00000
 
 _LOAD, _JUMP_EQ, _JUMP_GE, _JUMP_SET, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _NUMBER, _ARCHITECTURE = 0, 4
@@ -198,10 +202,13 @@ def refused_calls(machine: str) -> dict[str, list[str]]:
     }
 
 
-def make_filter(machine: str, *, held_random: bool = False) -> bytes | None:
+def make_filter(
+    machine: str, *, held_random: bool = False, held_clock: bool = False, seeded: bool = False
+) -> bytes | None:
     """The program for one machine, as seccomp(2) takes it; None where Requiem knows no system call table.
 
-    `held_random`: without getrandom(2) programs read /dev/urandom, which can be held.
+    `held_random`: without getrandom(2) programs read /dev/urandom, which can be held. `held_clock`: questions for the
+    date stop for a tracer (`keeper.py`), and fail where there is none; `seeded`: the same with getrandom(2).
     """
     if machine not in MACHINES:
         return None
@@ -221,6 +228,15 @@ def make_filter(machine: str, *, held_random: bool = False) -> bytes | None:
             _Line(_JUMP_SET, _SETID_BITS, then="EPERM"),
         ]
         lines += _when(open_numbers[column], open_name, created)
+    if held_clock:
+        asked = [_Line(_JUMP_EQ, clock, then="trace") for clock in _WALL_CLOCKS]
+        lines += _when(_CLOCK_GETTIME[column], "clock_gettime", [_Line(_LOAD, _argument(0)), *asked])
+        for date_numbers in _DATES.values():
+            number = date_numbers[column]
+            if number is not None:
+                lines += [_Line(_JUMP_EQ, number, then="trace")]
+    if seeded:
+        lines += [_Line(_JUMP_EQ, _GETRANDOM[column], then="trace")]
     absent = {**_ENOSYS_CALLS, "getrandom": _GETRANDOM} if held_random else _ENOSYS_CALLS
     for calls, refusal in ((_EPERM_CALLS, "EPERM"), (absent, "ENOSYS")):
         numbers = sorted(both[column] or 0 for both in calls.values() if both[column] is not None)
@@ -258,6 +274,7 @@ def make_filter(machine: str, *, held_random: bool = False) -> bytes | None:
         _Line(_RETURN, _REFUSE | errno.EAFNOSUPPORT),
         _Line(0, label="kill"),
         _Line(_RETURN, _KILL_PROCESS),
+        *([_Line(0, label="trace"), _Line(_RETURN, _TRACE)] if held_clock or seeded else []),
     ]
     return _assemble(lines)
 

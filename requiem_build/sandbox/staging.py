@@ -13,7 +13,8 @@ import stat
 
 from . import syscalls
 from .boot import Boot
-from .starting import find_program, start_command
+from .shelf import Shelf
+from .starting import Refusal, find_program, start_command, why_not_started
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
@@ -65,6 +66,17 @@ class Staging:
         program = find_program(job["command"][0], job["env"].get("PATH"))
         self.pid = start_command(program, job, self.stdin, out, err)
 
+    def spawn_kept(self, job: dict[str, Any], out: int, err: int, confine: Callable[[], None]) -> None:
+        """As `spawn`, with a keeper of the clock in between, who is not confined."""
+        from . import keeper  # Only few steps need it.
+
+        os.chdir(job["cwd"])
+        program = find_program(job["command"][0], job["env"].get("PATH"))
+        try:
+            self.pid = keeper.start(program, job, (self.stdin, out, err), self.boot.last_pid, confine)
+        except OSError as error:
+            raise Refusal(why_not_started(program, error)) from error
+
     def make_directory(self, path: str, mode: int) -> None:
         os.mkdir(path, mode)
         self.places[path] = os.lstat(path).st_ino
@@ -115,9 +127,12 @@ class Staging:
 class Preparation(Staging):
     """What happens in the thread of one job: a view of its own, its inputs, then the spawn."""
 
-    def __init__(self, boot: Boot, confinement: syscalls.Filter | None) -> None:
+    def __init__(self, boot: Boot, confinement: syscalls.Filter | None, shelf: Shelf) -> None:
         super().__init__(boot)
         self.confinement = confinement
+        self.shelf = shelf
+        self.tree = 0
+        self.own_layer = -1
         self.slots: dict[int, int] = {}
         self.mountpoints: list[tuple[str, bool]] = []
         self.ruleset = -1
@@ -146,6 +161,19 @@ class Preparation(Staging):
 
     def tmpfs(self, path: str, options: str) -> None:
         syscalls.mount("tmpfs", path, "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+
+    def hide_trees(self) -> None:
+        self.shelf.hide()
+
+    def lay_tree(self, number: int, path: str, options: str) -> None:
+        self.own_layer = self.shelf.lay(number, path, options)
+        self.tree = number
+
+    def changed(self) -> list[str]:
+        found = super().changed()
+        if not self.tree:
+            return found
+        return sorted({*found, *self.shelf.changed(self.tree, self.own_layer)})
 
     def enter_workspace(self, path: str) -> None:
         os.chdir(path)
@@ -262,7 +290,10 @@ class Preparation(Staging):
 
     def start(self, job: dict[str, Any], out: int, err: int) -> None:
         self.apply(job["operations"])
-        self.spawn(job, out, err, self._confine)
+        if job["hold"] is None:
+            self.spawn(job, out, err, self._confine)
+        else:
+            self.spawn_kept({**job, "pid": FIRST_PID}, out, err, self._confine)
 
     def _confine(self) -> None:
         syscalls.set_personality(self.personality)
@@ -274,7 +305,7 @@ class Preparation(Staging):
 
     def release(self) -> None:
         """Gives back every descriptor that the view needed."""
-        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared):
+        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared, self.own_layer):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.workspace >= 0:

@@ -67,12 +67,12 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
         except NotImplementedError:  # A C library that cannot make a session there: older releases of macOS.
             return _fork_and_execute(program, job, stdin, out, err)
     except OSError as error:
-        raise Refusal(_why_not_started(program, error)) from error
+        raise Refusal(why_not_started(program, error)) from error
     except ValueError as error:  # A NUL byte in an argument or in the environment.
         raise Refusal(f'"{program}" cannot be started: {error}') from error
 
 
-def _why_not_started(program: str, error: OSError) -> str:
+def why_not_started(program: str, error: OSError) -> str:
     if error.errno == errno.ENOEXEC:
         return f'"{program}" is not a program of this machine and has no #! line'
     if error.errno == errno.E2BIG:
@@ -91,7 +91,7 @@ def _interpreter(program: str) -> str:
     return f" ({first[2:].strip().decode(errors='replace')})" if first.startswith(b"#!") else ""
 
 
-def _join(cgroup: int, report: int) -> None:
+def join_cgroup(cgroup: int, report: int) -> None:
     """Puts this process into its cgroup, and so all that it will ever start. That it cannot is no fault of the step."""
     if cgroup >= 0:
         try:
@@ -107,7 +107,7 @@ def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, e
     pid = os.fork()
     if pid == 0:
         try:
-            _join(job["cgroup"], report)
+            join_cgroup(job["cgroup"], report)
             os.setsid()
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             if job.get("terminal"):

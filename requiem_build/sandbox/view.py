@@ -14,12 +14,13 @@ from functools import cache
 from typing import Any
 
 from ..core.errors import EnvironmentFault
-from ..core.fields import dataclass, field
+from ..core.fields import dataclass, field, replace
 from ..core.policy import INPUT_MTIME_S, WORKSPACE
 from . import syscalls, system
 from .base import Job, Mount, Staged
 from .layout import plan_ceilings, plan_directories
 from .perturbation import OTHER_HOST, OTHER_PROCESSOR, STILL, Perturbation, placed
+from .trees import INPUTS_MIN, Choice
 
 Operation = tuple[Any, ...]
 
@@ -41,6 +42,25 @@ _DEVICE_LINKS = (
 )
 _PROC_READ_ONLY = ("sys", "irq", "bus", "fs", "sysrq-trigger")
 _PROC_MASKED = ("kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list")
+_UNLIMITED = -1
+_LIMITS = (
+    # What a step starts with: soft and hard, unless the engine's own hard limit is lower.
+    ("RLIMIT_AS", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_CORE", 0, 0),
+    ("RLIMIT_CPU", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_DATA", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_FSIZE", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_MEMLOCK", 64 * 1024, 64 * 1024),
+    ("RLIMIT_MSGQUEUE", 0, 0),  # POSIX message queues would outlive their step, and nobody could list them.
+    ("RLIMIT_NICE", 0, 0),
+    ("RLIMIT_NOFILE", 1024, 16384),
+    ("RLIMIT_NPROC", 16384, 16384),
+    ("RLIMIT_RSS", _UNLIMITED, _UNLIMITED),
+    ("RLIMIT_RTPRIO", 0, 0),
+    ("RLIMIT_SIGPENDING", 16384, 16384),
+    ("RLIMIT_STACK", 8 * 1024 * 1024, _UNLIMITED),
+)
+
 _EMPTY_DIRECTORIES = ("workspace", "tmp", "run", "var")
 _STAGING = "/dev/shm"
 """Where a job's stores lie while it is prepared; the step's own /dev/shm is put there afterwards."""
@@ -123,7 +143,12 @@ def _uid_to_drop_to(uid: int, uid_map: bytes) -> int | None:
 
 
 def plan_boot(
-    host: Host, areas: Sequence[str], network: str, filter_: bytes | None = None, here: Perturbation = STILL
+    host: Host,
+    areas: Sequence[str],
+    network: str,
+    filter_: bytes | None = None,
+    here: Perturbation = STILL,
+    frozen: bool = False,
 ) -> list[Operation]:
     """How a worker walls itself in. `areas` are the host directories from which jobs may be shown something.
 
@@ -137,6 +162,7 @@ def plan_boot(
     if host.drop_to is not None:
         plan += [("open_trees", list(areas)), ("drop_identity", host.drop_to)]
     plan += [
+        ("core_filter", "33"),
         ("new_user", here.uid, here.gid),
         ("new_namespaces", namespaces),
         ("become_init",),
@@ -148,17 +174,14 @@ def plan_boot(
         *_plan_clock(here),
         *_plan_devices(here),
         *_plan_proc(),
-        *_plan_facts(here),
+        *_plan_facts(here, frozen),
         ("date", INPUT_MTIME_NS),
         ("enter_root",),
     ]
     if network == "none":
         plan.append(("loopback",))
     plan += [
-        ("limit", "RLIMIT_CORE", 0),
-        ("limit", "RLIMIT_NOFILE", 1024),
-        ("limit", "RLIMIT_STACK", 8 * 1024 * 1024),
-        ("limit", "RLIMIT_MSGQUEUE", 0),  # POSIX message queues would outlive their step, and nobody could list them.
+        *(("limit", name, soft, hard) for name, soft, hard in _LIMITS),
         ("drop_bounding_set",),
         ("no_new_privileges",),
     ]
@@ -213,7 +236,7 @@ def _plan_clock(here: Perturbation) -> list[Operation]:
     ]
 
 
-def _plan_facts(here: Perturbation) -> list[Operation]:
+def _plan_facts(here: Perturbation, frozen: bool) -> list[Operation]:
     """Other facts of the host in /proc; the C library counts processors in its `stat` where /sys is absent."""
     files: dict[str, bytes] = {}
     if here.other_host:
@@ -226,6 +249,9 @@ def _plan_facts(here: Perturbation) -> list[Operation]:
         files["/proc/stat"] = b"\n".join([*lines[:1], *shown, *lines[1:]])
         if here.other_host:
             files["/proc/cpuinfo"] = "".join(OTHER_PROCESSOR.format(number) for number in range(count)).encode()
+    if frozen:
+        content = files.get("/proc/stat") or read("/proc/stat")
+        files["/proc/stat"] = re.sub(rb"(?m)^btime .*$", b"btime %d" % INPUT_MTIME_S, content)
     if here.held_random:
         files["/proc/sys/kernel/random/uuid"] = b"0e2d1f6a-95c4-4b7e-8a31-5d7c60f2b948\n"
     return [("cover", path, content) for path, content in sorted(files.items())]
@@ -250,6 +276,7 @@ def _plan_proc() -> list[Operation]:
         ("sysctl", "user/max_user_namespaces", "0"),
         *(("read_only", f"/proc/{name}") for name in _PROC_READ_ONLY),
         *(("mask", f"/proc/{name}") for name in _PROC_MASKED),
+        ("cover", "/proc/sys/kernel/random/boot_id", b"00000000-0000-4000-8000-000000000000\n"),
     ]
 
 
@@ -263,7 +290,9 @@ class _Shown:
     stdin: str | None = None
 
 
-def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation = STILL) -> list[Operation]:
+def plan_job(
+    job: Job, areas: Sequence[str], landlock: int, here: Perturbation = STILL, tree: Choice | None = None
+) -> list[Operation]:
     """How the view of one step is made. Raises EnvironmentFault for a source outside of all areas."""
     shown = _sort_by_area(job, areas)
     if here.newest_last:
@@ -277,7 +306,11 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
     plan: list[Operation] = [("borrow", borrowed)] if borrowed else []
     plan += [
         ("new_namespaces", syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC),
-        ("tmpfs", here.workspace, f"mode=0755{room}"),
+        *(
+            [("hide_trees",), ("tmpfs", here.workspace, f"mode=0755{room}")]
+            if tree is None
+            else [("lay_tree", tree.number, here.workspace, f"mode=0755{room}")]
+        ),
         ("enter_workspace" if job.backdrop is None else "enter_upper", here.workspace),
         ("tmpfs", "/tmp", tmp),
         ("watch_tmp", "/tmp"),
@@ -286,7 +319,7 @@ def plan_job(job: Job, areas: Sequence[str], landlock: int, here: Perturbation =
     shared = [("tmpfs", "/dev/shm", tmp), ("watch_shared", "/dev/shm")]
     made = (here.home, "/tmp", "/dev/shm")
     if job.backdrop is None:
-        plan += plan_staging(job, (*attached, *shared), made, here)
+        plan += plan_staging(job, (*attached, *shared), made, here, tree)
     else:
         plan += plan_staging(job, (), made[:2], here)
         plan += [("hide", path) for path in job.hidden]
@@ -308,13 +341,23 @@ def _tmp_options(size: int | None) -> str:
 
 
 def plan_staging(
-    job: Job, shown: Sequence[Operation] = (), made: Sequence[str] = (), here: Perturbation = STILL
+    job: Job,
+    shown: Sequence[Operation] = (),
+    made: Sequence[str] = (),
+    here: Perturbation = STILL,
+    tree: Choice | None = None,
 ) -> list[Operation]:
     """How the inputs of one step come into its workspace.
 
-    `shown` is done when the directories are there; `made` are directories that it then dates too.
+    `shown` is done when the directories are there; `made` are directories that it then dates too. What lies in a
+    `tree` is there already.
     """
+    if tree is not None:
+        job = replace(job, staged=tree.rest)
     directories = plan_directories(job)
+    if tree is not None:
+        directories = [path for path in directories if path not in tree.directories]
+        made = [*made, *_touched(job, directories, tree.directories)]
     if here.newest_last:
         directories = sorted(sorted(directories, reverse=True), key=lambda path: path.count("/"))
     plan: list[Operation] = [("make_directory", path, 0o755) for path in directories]
@@ -331,6 +374,29 @@ def plan_staging(
     if isinstance(job.stdin, bytes):
         plan.append(("stdin_bytes", job.stdin))
     return plan
+
+
+def _touched(job: Job, directories: Sequence[str], known: frozenset[str]) -> list[str]:
+    """Directories of a tree in which something is made for this step alone, and which look changed by that."""
+    places = [*directories, *(item.path for item in job.staged)]
+    places += [mount.target[len(WORKSPACE) + 1 :] for mount in job.mounts if mount.target.startswith(WORKSPACE + "/")]
+    return sorted({os.path.dirname(path) for path in places} & known)
+
+
+def plan_shelf(tree: Choice | None) -> list[Operation]:
+    """What a worker does with its shelf before a job: methods of `shelf.Shelf`."""
+    if tree is None:
+        return []
+    plan: list[Operation] = [("drop", number) for number in tree.dropped]
+    if tree.made_of is not None:
+        files = [(i.path, i.data, 0o555 if i.executable else 0o444) for i in tree.made_of if i.data is not None]
+        plan.append(("put", tree.number, sorted(tree.directories), files, INPUT_MTIME_NS))
+    return plan
+
+
+def wants_tree(job: Job) -> bool:
+    """Whether a job has so many inputs that a view of its own above a shared tree is quicker than any other."""
+    return not job.fresh and job.backdrop is None and len(job.staged) >= INPUTS_MIN
 
 
 def fits_one_view(job: Job) -> bool:

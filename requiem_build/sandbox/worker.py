@@ -41,6 +41,8 @@ def main() -> None:
         if os.getppid() != setup["engine"]:
             raise EOFError
         boot = Boot(engine)
+        if setup["held"]:
+            from . import keeper  # noqa: F401 - it cannot be found any more once the walls are up
         for operation in setup["operations"]:
             try:
                 getattr(boot, operation[0])(*operation[1:])

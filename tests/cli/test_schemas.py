@@ -45,3 +45,10 @@ def test_reports_journals_and_errors_are_what_their_schemas_say(project: Project
             jsonschema.validate(json.loads(line), schema("event"))
             lines += 1
     assert lines > 10
+
+
+@pytest.mark.userns
+def test_doctor_says_what_its_schema_says(project: Project) -> None:
+    ran = project.run("--json", "doctor")
+    assert ran.code in (0, 4), ran.err
+    jsonschema.validate(json.loads(ran.out), schema("doctor"))

@@ -24,7 +24,7 @@ CASES = {
     "leaves-the-workspace": '[steps.a]\ncommand = "x"\noutputs = ["../out"]\n',
     "undefined": '[vars]\ncflags = "-O2"\n[steps.a]\ncommand = ["cc", "{{ cflag }}"]\n',
     "shell-quotes": '[vars]\nname = "it is"\n[steps.a]\ncommand = "echo \\"{{ name }}\\""\n',
-    "not-built-yet": '[steps.a]\ncommand = "x"\nclock = "frozen"\n',
+    "not-built-yet": '[steps.a]\ncommand = "x"\npersistent = true\n',
     "terminal-escape": '[steps.a]\n"in\\u001b[31mputs" = []\n',
     "inherited": '[templates.objects]\ncommand = "cc"\ninputs = ["nowhere.c"]\n'
     '[steps.a]\nextends = "objects"\ninputs = ["...", "src/a.c"]\n',

@@ -122,6 +122,14 @@ def test_a_step_that_leaves_very_much_costs_the_worker_its_life(run_in, one_work
     assert one_worker._reused is not before
 
 
+def test_a_step_that_nests_very_deeply_costs_the_worker_its_life(run_in, one_worker, python):
+    before = one_worker._reused
+    deep = f"import os\nfor _ in range({reused.DEPTH_MAX + 5}): os.mkdir('d'); os.chdir('d')"
+    run_in(one_worker, python, "-I", "-S", "-c", deep)
+    assert run_in(one_worker, "ls", "-A").out == ""
+    assert one_worker._reused is not before
+
+
 def test_a_worker_grows_old(run_in, strict, monkeypatch):
     sandbox = strict(reuse=True)
     first = sandbox._reused

@@ -63,7 +63,7 @@ def test_every_operation_is_a_method_of_the_worker_with_these_arguments(plan, ap
 
 def test_root_opens_its_directories_before_it_drops_its_identity():
     plan = plan_boot(HOST, AREAS, "none")
-    assert plan[:3] == [("open_trees", AREAS), ("drop_identity", 65533), ("new_user", 1000, 1000)]
+    assert plan[:3] == [("open_trees", AREAS), ("drop_identity", 65533), ("core_filter", "33")]
     assert "open_trees" not in verbs(plan_boot(replace(HOST, drop_to=None), AREAS, "none"))
 
 
@@ -86,7 +86,7 @@ def test_a_plan_is_the_same_whatever_the_order_of_its_parts():
 
 def test_namespaces_come_after_borrowing_and_landlock_last():
     found = verbs(plan_job(FULL, AREAS, 7))
-    assert found[:3] == ["borrow", "new_namespaces", "tmpfs"]
+    assert found[:3] == ["borrow", "new_namespaces", "hide_trees"]
     assert found[-1] == "landlock"
     assert "landlock" not in verbs(plan_job(FULL, AREAS, 0))
 
