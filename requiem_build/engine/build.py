@@ -249,6 +249,7 @@ class _Run:
             system=lambda: system_digest(site.cache_home),
             lookup=lookup,
             host_env=options.environment,
+            distribution=lambda: site.distribution,
         )
         if not options.dry_run:
             refuse_tracked(site.root, plan, self._made(), layout)

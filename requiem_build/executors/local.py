@@ -35,6 +35,9 @@ SandboxFactory = Callable[[Request], Sandbox]
 SYSTEM_ROOT = "/usr"
 
 
+IDLE_MIN = 8
+
+
 class Keep(Protocol):
     def __call__(self, request: Request, job: Job, finished: Finished, *, failed: bool) -> None: ...
 
@@ -77,7 +80,8 @@ class LocalExecutor:
         for _ in range(jobs):
             self._turns.put(None)
         self._lock = threading.Lock()
-        self._idle: dict[tuple[str, str], list[Sandbox]] = {}
+        self._idle: dict[tuple[str, ...], list[Sandbox]] = {}
+        self._idle_max = max(IDLE_MIN, 2 * jobs)
         self._busy: set[Sandbox] = set()
         self._cancelled = False
 
@@ -124,7 +128,7 @@ class LocalExecutor:
     # Sandboxes
 
     def _acquire(self, request: Request) -> Sandbox:
-        kind = (request.policy.sandbox, request.policy.network)
+        kind = _kind(request)
         with self._lock:
             idle = self._idle.setdefault(kind, [])
             sandbox = idle.pop() if idle else None
@@ -137,12 +141,21 @@ class LocalExecutor:
         return sandbox
 
     def _release(self, request: Request, sandbox: Sandbox, *, healthy: bool) -> None:
+        superfluous: Sandbox | None = sandbox
         with self._lock:
             self._busy.discard(sandbox)
             if healthy and not self._cancelled and request.policy.sandbox == "strict":
-                self._idle.setdefault((request.policy.sandbox, request.policy.network), []).append(sandbox)
-                return
-        sandbox.close()
+                kind = _kind(request)
+                self._idle[kind] = [*self._idle.pop(kind, []), sandbox]  # The kind that was used last comes last.
+                superfluous = self._one_too_many()
+        if superfluous is not None:
+            superfluous.close()
+
+    def _one_too_many(self) -> Sandbox | None:
+        """A build may have as many kinds of sandboxes as sets of tools: those that nobody used for longest go."""
+        if sum(map(len, self._idle.values())) <= self._idle_max:
+            return None
+        return next(idle for idle in self._idle.values() if idle).pop(0)
 
     def cancel(self, *, kill: bool) -> None:
         self._cancelled = True
@@ -364,6 +377,14 @@ def signal_name(number: int | None) -> str:
         return signal.Signals(number or 0).name
     except ValueError:
         return f"signal {number}"
+
+
+def _kind(request: Request) -> tuple[str, ...]:
+    """Requests of one kind may run in one sandbox, one after the other."""
+    if request.policy.system == "host":
+        return (request.policy.sandbox, request.policy.network)
+    inside = [path for path in request.roots if path.startswith("/") and path != SYSTEM_ROOT]
+    return (request.policy.sandbox, request.policy.network, request.roots[SYSTEM_ROOT], *sorted(inside))
 
 
 def _parent_of(path: str) -> str:

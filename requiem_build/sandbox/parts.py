@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from ..core.fields import dataclass
 
-KEPT_MAX = 16
+KEPT_MAX = 64
 FILES_MAX = 50_000
 
 
@@ -42,6 +42,15 @@ def keep(cache_dir: str, digest: str, packages: Iterable[bytes], described: Iter
         kept = sorted(os.scandir(folder), key=lambda item: -item.stat().st_mtime_ns)
         for item in kept[KEPT_MAX:]:
             os.unlink(item.path)
+
+
+def lines_of(document: bytes) -> list[bytes]:
+    """The files and links of a view of packages, described as `keep` takes them."""
+    view = json.loads(document)
+    lines = [f"file\0{path}\0{digest}" for path, digest in view["files"].items()]
+    lines += [f"link\0{path}\0{target}" for path, target in view["links"].items()]
+    lines += [f"absent\0{path}\0" for path in view["absent"]]
+    return [line.encode("utf-8", "surrogateescape") for line in lines]
 
 
 def differences(cache_dir: str, old: str, new: str) -> list[Difference]:

@@ -336,7 +336,6 @@ def test_a_chain_of_many_templates_needs_no_recursion() -> None:
     [
         'clock = "frozen"',
         'random = "seeded"',
-        'system = "packages"',
         "persistent = true",
         'ready = "x"',
     ],
