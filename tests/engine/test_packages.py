@@ -136,6 +136,8 @@ def test_an_upgraded_compiler_is_a_miss_that_names_it(
     hello_step = next(each for each in report["steps"] if each["name"] == "hello")
     assert (hello_step["state"], hello_step["reason"]) == ("miss", f"package {name} {version} -> {version}.1")
     assert f"package {name} {version} -> {version}.1" in hello.run("why", "hello", program=program).out
+    cache = {"XDG_CACHE_HOME": str(hello.base / "new-cache")}  # What it was made with is read from the store.
+    assert f"package {name} {version} -> {version}.1" in hello.run("why", "hello", program=program, env=cache).out
 
 
 def upgraded(status: str) -> tuple[str, str, str, str]:
