@@ -171,6 +171,12 @@ def test_a_system_that_changed_under_a_step_is_not_remembered_under_its_old_name
     assert versions == {"early": version.removesuffix(".1"), "late": version}
 
 
+def test_the_policy_is_told_with_the_packages_in_it(hello: Project) -> None:
+    said = hello.run("build", "--explain-policy", "hello")
+    assert said.code == 0, said.err
+    assert re.search(r"/usr +the packages of its command and tools only, by \w+", said.out + said.err)
+
+
 def test_doctor_shows_what_a_step_sees(hello: Project) -> None:
     hello.build("hello")
     request = json.loads(hello.run("show", "request", "hello").out)
