@@ -67,6 +67,27 @@ def with_command(project: Project, tmp_path: Path) -> dict[str, str]:
     return environment
 
 
+@pytest.mark.userns
+@pytest.mark.gcc
+def test_the_sessions_about_the_system_run_as_shown(project: Project, tmp_path: Path) -> None:
+    page = SOURCE / "docs/guide/system.md"
+    manifest, added, *more = blocks(page, "toml")
+    project.write("requiem.toml", manifest)
+    project.write("main.c", blocks(page, "c")[0])
+    project.write("report.py", "")
+    shown = page.read_text().split(added)
+    environment = with_command(project, tmp_path)
+    for number, text in enumerate(shown):
+        part = tmp_path / f"part{number}.md"
+        part.write_text(text)
+        run_sessions(part, project, environment)
+        project.write("requiem.toml", manifest + added.replace("[steps.app]\n", ""))
+    for text in more:
+        project.write("requiem.toml", manifest + text)
+        ran = project.run("list", "--json")
+        assert ran.code == 0, ran.err
+
+
 def run_sessions(page: Path, project: Project, environment: dict[str, str]) -> None:
     for session in blocks(page, "console"):
         lines = session.splitlines()

@@ -35,10 +35,18 @@ def _root(shared: Globals) -> str | None:
 
 
 @click.command()
+@click.argument("step", required=False)
 @click.pass_context
-def command(context: click.Context) -> int:
-    """Boot the sandbox and say, item by item, what is in force, and how to get what is not."""
+def command(context: click.Context, step: str | None) -> int:
+    """Boot the sandbox and say, item by item, what is in force, and how to get what is not.
+
+    With a STEP: which packages of the system it sees, by what digest, and how they are shown to it.
+    """
     shared: Globals = context.obj
+    if step is not None:
+        from .doctor_step import answer as of_step
+
+        return of_step(shared, step)
     found = [*probe(), probe_limits(load_settings(shared.environment).cgroup)]
     strict = all(item.in_force for item in found if is_required(item))
     signing = look(shared.environment, _root(shared))

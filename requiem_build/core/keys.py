@@ -94,7 +94,11 @@ STEP: Mapping[str, Key] = {
     ),
     "env_file": Key(FILES, "Files of `NAME=value` lines that add to `env`.", "[]", templates=True),
     "sandbox": Key(choice(LEVELS), "The level of protection.", '"strict"'),
-    "system": Key(choice(SYSTEMS), "What the step sees of /usr.", '"host"', later=True, now=("host",)),
+    "system": Key(
+        choice(SYSTEMS),
+        "What the step sees of /usr: the packages of its command and `tools` only, or all that the host has.",
+        '"host"',
+    ),
     "network": Key(choice(NETWORKS), "Whether the step reaches the network.", '"none"'),
     "clock": Key(choice(CLOCKS), "What time it is for the step.", '"real"'),
     "random": Key(choice(RANDOMS), "Where the step's randomness comes from.", '"real"'),

@@ -93,6 +93,7 @@ def policy_of(draft: Draft) -> Policy:
             raise place.error(f"path {quoted(text)} of step {quoted(draft.step.name)} {error}") from error
     return _policy(
         values.get("sandbox", "strict"),
+        values.get("system", "host"),
         values.get("network", "none"),
         tuple(found),
         kinds.size_bytes(values.get("max_output_bytes", MIB)) or 0,
@@ -107,10 +108,16 @@ def limits_of(draft: Draft) -> Limits:
 
 @lru_cache(maxsize=4096)
 def _policy(
-    sandbox: str, network: str, path: tuple[str, ...], max_output_bytes: int, clock: str, random: str
+    sandbox: str, system: str, network: str, path: tuple[str, ...], max_output_bytes: int, clock: str, random: str
 ) -> Policy:
     return Policy(
-        sandbox=sandbox, network=network, path=path, max_output_bytes=max_output_bytes, clock=clock, random=random
+        sandbox=sandbox,
+        system=system,
+        network=network,
+        path=path,
+        max_output_bytes=max_output_bytes,
+        clock=clock,
+        random=random,
     )
 
 

@@ -249,6 +249,7 @@ class _Run:
             system=lambda: system_digest(site.cache_home),
             lookup=lookup,
             host_env=options.environment,
+            distribution=lambda: site.distribution,
         )
         if not options.dry_run:
             refuse_tracked(site.root, plan, self._made(), layout)
@@ -439,7 +440,8 @@ class _Run:
         from .systems import system_changes
 
         shown_max = EXPLAINED_MAX if self.options.explain else 1
-        return explain.short_reason(old, new, system_changes(self.site.cache_home), shown_max=shown_max)
+        known = system_changes(self.site.cache_home, lambda digest: self.store.objects.get(Digest(digest)))
+        return explain.short_reason(old, new, known, shown_max=shown_max)
 
     def _durations(self) -> Mapping[str, int]:
         steps = self.memory.steps

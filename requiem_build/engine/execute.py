@@ -80,11 +80,15 @@ def _check_host(request: Request, site: Site) -> None:
             facts=[("request", str(dict(request.platform))), ("host", str(host_platform()))],
         )
     stamps = Stamps()
-    surroundings = Surroundings(site.root, {}, stamps, lambda: system_digest(site.cache_home), lookup, {})
+    surroundings = Surroundings(
+        site.root, {}, stamps, lambda: system_digest(site.cache_home), lookup, {}, lambda: site.distribution
+    )
+    probe = Instance("exec", "exec", request.command, "", policy=request.policy, tools=tuple(request.tools))
+    others = set(request.roots) - {SYSTEM_ROOT}
     for path, digest in request.roots.items():
         here: Digest | None
         if path == SYSTEM_ROOT:
-            here = surroundings.system()
+            here = surroundings.system_root(probe, request.command, others)
         else:
             tree = stamps.tree(os.path.join(site.root, path), special_ok=True)
             here = tree.digest if isinstance(tree, Tree) else None
@@ -92,8 +96,7 @@ def _check_host(request: Request, site: Site) -> None:
             raise EnvironmentFault(
                 f'the root "{path}" is not the request\'s', facts=[("request", digest), ("host", here or "absent")]
             )
-    probe = Instance("exec", "exec", request.command, "", policy=request.policy, tools=tuple(request.tools))
-    found = surroundings.tools_of(probe, request.command)
+    found = surroundings.tools_of(probe, request.command, others)
     for name, digest in request.tools.items():
         if found.get(name) != digest:
             raise EnvironmentFault(

@@ -41,6 +41,7 @@ _MISSED = re.compile(r"no such file|not found|cannot (?:open|find|load)|can't (?
 _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
 _WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
+_OF_SYSTEM = ("/usr/", "/bin/", "/sbin/")
 _INCLUDE = re.compile(r"-(?:I|iquote|isystem)\s*(\S+)")
 _VARIABLE = re.compile(r"(?<![\w./-])[A-Za-z_][A-Za-z0-9_]{2,}(?![\w./-])")
 _LACKS = re.compile(r"unbound|unset|undefined|not set|not defined|missing|required|null|KeyError|environ", re.I)
@@ -151,7 +152,8 @@ def _program(name: str, instance: Instance) -> str | None:
         return None
     for directory in os.environ.get("PATH", "").split(":"):
         path = os.path.join(directory, name)
-        if directory.startswith("/") and not directory.startswith("/usr/") and os.access(path, os.X_OK):
+        of_system = f"{directory}/".startswith(_OF_SYSTEM)
+        if directory.startswith("/") and not of_system and os.access(path, os.X_OK):
             top = os.path.dirname(directory.rstrip("/"))
             root = re.sub(r"\W+", "-", os.path.basename(top)).strip("-") or "tools"
             return (

@@ -124,9 +124,9 @@ def remember(
 
     for path in (*links_of(config_path(options.environment)), *planned.kinds, *rested_on):
         items.setdefault(path, stamp_at(path))
-    system = {path: stamp_at(path) for path in watched()}
-    if system_digest(site.cache_home) != surroundings.system():
-        return  # Looked at again after its stamps were taken: it is no longer what the steps saw.
+    system = _system(site, surroundings)
+    if system is None:
+        return
     items |= system
     now = time.time_ns()
     witnesses: dict[str, str] = {}
@@ -208,6 +208,24 @@ def failed(site: Site, written: Written, run: str | None) -> None:
 def _save(site: Site, written: Written) -> None:
     value = tuple(getattr(written, name) for name in Written.__match_args__)
     sealed.save(quick.memory_path(site.root), site.seal, value)
+
+
+def _system(site: Site, surroundings: Surroundings) -> dict[str, Stamp] | None:
+    """The stamps of what the steps saw of the system; None if it is no longer that.
+
+    It is looked at again after its stamps were taken.
+    """
+    found: dict[str, Stamp] = {}
+    if surroundings.saw_packages:
+        distribution = surroundings.packaged.distribution
+        found |= {path: stamp_at(path) for path in distribution.watched()}
+        if not distribution.still_holds():
+            return None
+    if surroundings.saw_host or not surroundings.saw_packages:
+        found |= {path: stamp_at(path) for path in watched()}
+        if system_digest(site.cache_home) != surroundings.system():
+            return None
+    return found
 
 
 def is_plain(options: Options) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.digest import EMPTY, Digest
 from ..core.entries import Entry, File, Tree
@@ -31,6 +31,9 @@ from .site import Site, find_site, host_platform, question_of, working_store
 from .stamps import Stamps
 from .surroundings import Surroundings
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from ..sandbox.masks import Shown
 
 HIDDEN = "(hidden)"
 
@@ -108,6 +111,7 @@ class _Explanation:
             system=lambda: system_digest(site.cache_home),
             lookup=lookup,
             host_env=options.environment,
+            distribution=lambda: site.distribution,
         )
         self.unknown: list[str] = []
 
@@ -178,7 +182,16 @@ class _Explanation:
         if request.policy.sandbox == "process":
             return explain_process(job, os.path.join(self.site.dot, "staged", request.digest[:24]))
         roots = [self.surroundings.host_path(root) for root in self.planned.plan.roots.values()]
-        return explain_strict(job, read_host(), existing([*roots, *map(str, self.store.roots)]))
+        return explain_strict(job, read_host(self._shown(request)), existing([*roots, *map(str, self.store.roots)]))
+
+    def _shown(self, request: Request) -> Shown | None:
+        """The view of packages that it would see, made ready but not mounted."""
+        if request.policy.system == "host":
+            return None
+        from ..sandbox.showing import show
+
+        site = self.site
+        return show(site.distribution, request.roots["/usr"], list(request.roots), site.cache_home, lambda shown: shown)
 
     def _environment(self, instance: Instance, request: Request) -> tuple[Variable, ...]:
         passed = set(self.surroundings.passed(instance))

@@ -101,6 +101,7 @@ def surroundings_of(site: Site, plan: Plan, options: Options, stamps: Stamps) ->
         system=lambda: system_digest(site.cache_home),
         lookup=lookup,
         host_env=options.environment,
+        distribution=lambda: site.distribution,
     )
 
 

@@ -11,6 +11,7 @@ from ..core.errors import UsageError
 from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
+from ..core.policy import Policy
 from ..core.request import Request, by_bytes
 from .surroundings import SYSTEM_ROOT, Surroundings
 from .workspace import Workspace
@@ -60,11 +61,36 @@ class RequestMaker:
         self._platform = platform
         self._level = level
 
-    def changed_root(self, instance: Instance) -> str | None:
-        return self._surroundings.changed_root(instance)
+    def changed_root(self, instance: Instance, request: Request) -> str | None:
+        return self._surroundings.changed_root(instance, request)
+
+    def keep_system(self, request: Request) -> None:
+        """The list of packages that the request names by its digest, into the store: so two of them can be compared."""
+        if request.policy.system == "packages":
+            view = self._surroundings.packaged.distribution.known(request.roots[SYSTEM_ROOT])
+            if view is not None:
+                self._workspace.blobs.put_cold(view.document)
 
     def level_of(self, instance: Instance) -> str:
         return self._level or instance.policy.sandbox
+
+    def package_hints(self, request: Request, text: str) -> tuple[str, ...]:
+        """Which packages have what a failed step's words say is missing."""
+        if request.policy.system != "packages":
+            return ()
+        from .package_hints import for_failure
+
+        distribution = self._surroundings.packaged.distribution
+        view = distribution.known(request.roots[SYSTEM_ROOT])
+        return () if view is None else for_failure(text, distribution, view)
+
+    def policy_of(self, instance: Instance) -> Policy:
+        """What is really in force: below strict nothing hides the rest of the host, so a step sees all of it."""
+        policy, level = instance.policy, self.level_of(instance)
+        system = policy.system if level == "strict" else "host"
+        if (level, system) == (policy.sandbox, policy.system):
+            return policy
+        return replace(policy, sandbox=level, system=system)
 
     def inputs(self, instance: Instance, made: Made) -> Inputs:
         entries: dict[str, Entry] = {}
@@ -109,16 +135,19 @@ class RequestMaker:
         return None
 
     def make(self, instance: Instance, inputs: Inputs, command: Sequence[str], made: Made) -> Asked:
-        level = self.level_of(instance)
         surroundings = self._surroundings
         roots = surroundings.roots_of(instance, made)
+        paths = {root.path for root in roots}
+        policy = self.policy_of(instance)
+        level = policy.sandbox
         asserted = [root.asserted for root in roots if root.asserted]
-        if instance.policy.system == "host":
+        if policy.system == "host":
             asserted.append("system")
-        if instance.policy.network == "host":
+        if policy.network == "host":
             asserted.append("network")
         asserted += [f"secret {name}" for name in instance.secrets]
-        policy = instance.policy if level == instance.policy.sandbox else replace(instance.policy, sandbox=level)
+        if policy is not instance.policy:
+            instance = replace(instance, policy=policy)
         request = Request(
             command=tuple(command),
             env=surroundings.environment(instance, level),
@@ -129,8 +158,11 @@ class RequestMaker:
             cwd=self._cwd(instance, level),
             secrets=instance.secrets,
             stdin=self._stdin(instance, made),
-            roots={SYSTEM_ROOT: surroundings.system(), **{root.path: root.digest for root in roots}},
-            tools=surroundings.tools_of(instance, command),
+            roots={
+                SYSTEM_ROOT: surroundings.system_root(instance, command, paths),
+                **{root.path: root.digest for root in roots},
+            },
+            tools=surroundings.tools_of(instance, command, paths),
             discover=tuple(by_bytes(instance.discover)),
             depfile=instance.depfile,
             salt=instance.salt,

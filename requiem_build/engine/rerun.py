@@ -93,7 +93,13 @@ class Rerunner:
         self.blobs.put(b"")
         stamps = Stamps()
         self._surroundings = Surroundings(
-            site.root, roots, stamps, lambda: system_digest(site.cache_home), lookup, host_env={}
+            site.root,
+            roots,
+            stamps,
+            lambda: system_digest(site.cache_home),
+            lookup,
+            host_env={},
+            distribution=lambda: site.distribution,
         )
         self._stamps = stamps
         self._roots = {self._surroundings.root_path(root): root for root in roots.values()}
@@ -131,12 +137,14 @@ class Rerunner:
             raise CannotRerun(f"its secrets are not kept: {', '.join(request.secrets)}")
         if request.policy.sandbox != "strict" and not request.cwd.startswith(self._site.root):
             raise CannotRerun(f"below strict it is bound to the directory {request.cwd}")
-        for path, digest in request.roots.items():
-            if self._root(path) != digest:
-                raise CannotRerun(f'the root "{path}" is not what it was')
         probe = Instance("rerun", "rerun", request.command, "", policy=request.policy, tools=tuple(request.tools))
+        others = set(request.roots) - {SYSTEM_ROOT}
         try:
-            found = self._surroundings.tools_of(probe, request.command)
+            system = self._surroundings.system_root(probe, request.command, others)
+            for path, digest in request.roots.items():
+                if (system if path == SYSTEM_ROOT else self._root(path)) != digest:
+                    raise CannotRerun(f'the root "{path}" is not what it was')
+            found = self._surroundings.tools_of(probe, request.command, others)
         except RequiemError as error:
             raise CannotRerun(error.what) from error
         for name, digest in request.tools.items():
@@ -144,8 +152,6 @@ class Rerunner:
                 raise CannotRerun(f'the tool "{name}" is not what it was')
 
     def _root(self, path: str) -> Digest | None:
-        if path == SYSTEM_ROOT:
-            return self._surroundings.system()
         if path in self._roots and self._roots[path].producer is None:
             probe = Instance("rerun", "rerun", (), "", roots=(self._roots[path].name,))
             with contextlib.suppress(RequiemError):

@@ -21,10 +21,13 @@ from ..store.layout import Store
 from . import plans, sealed
 from .options import Options
 from .settings import Settings, load_settings
-from .workspace import DOT, Files, find_workspace
+from .workspace import DOT, Files, InputChanged, find_workspace
 
 if TYPE_CHECKING:
     from ..sandbox.cgroups import Cgroups
+    from ..sandbox.distribution import Distribution
+    from ..sandbox.linux import StrictSandbox
+    from ..sandbox.masks import Shown
     from ..sandbox.perturbation import Perturbation
 
 if TYPE_CHECKING:
@@ -45,6 +48,16 @@ class Site:
     cache_home: str
     seal: bytes
     settings: Settings
+    _distribution: Distribution | None = None
+
+    @property
+    def distribution(self) -> Distribution:
+        """The host's packages; nothing is read before somebody asks something of them."""
+        if self._distribution is None:
+            from ..sandbox.distribution import Distribution
+
+            self._distribution = Distribution(self.cache_home)
+        return self._distribution
 
     @property
     def workspace_id(self) -> str:
@@ -241,20 +254,9 @@ def boot_sandbox(
 
         raise no_strict(sys.platform)
     if level == "strict":
-        from ..sandbox.linux import StrictSandbox
-        from ..sandbox.perturbation import STILL
-
         for left in (2, 1, 0):
             try:
-                return StrictSandbox(
-                    roots=[*roots, *map(str, store.roots[1:])],
-                    store=str(store.root),
-                    network=request.policy.network,
-                    perturbation=perturbation or STILL,
-                    clock=request.policy.clock,
-                    random=request.policy.random,
-                    cgroups=_cgroups(site),
-                )
+                return _boot_strict(request, site, store, roots, perturbation)
             except SandboxUnavailable as error:
                 if left == 0 or not _is_gone(store, error):
                     raise  # Else the store was deleted at this very moment: without one it boots as well.
@@ -272,3 +274,30 @@ def boot_sandbox(
         return NoSandbox(workspace=site.root)
     # The path is part of what the step sees: the same for the same request, and no other step's.
     return ProcessSandbox(os.path.join(site.dot, "staged", request.digest[:24]), _cgroups(site))
+
+
+def _boot_strict(
+    request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None
+) -> StrictSandbox:
+    from ..sandbox.linux import StrictSandbox
+    from ..sandbox.perturbation import STILL
+
+    def boot(shown: Shown | None) -> StrictSandbox:
+        return StrictSandbox(
+            roots=[*roots, *map(str, store.roots[1:])],
+            store=str(store.root),
+            network=request.policy.network,
+            perturbation=perturbation or STILL,
+            clock=request.policy.clock,
+            random=request.policy.random,
+            cgroups=_cgroups(site),
+            shown=shown,
+        )
+
+    if request.policy.system == "host":
+        return boot(None)
+    from ..sandbox.showing import show
+
+    if site.distribution.known(request.roots["/usr"]) is None:
+        raise InputChanged("/usr")  # Somebody found that the packages have changed since this was asked.
+    return show(site.distribution, request.roots["/usr"], list(request.roots), site.cache_home, boot)

@@ -384,10 +384,10 @@ class Performer:
             asked.request,
             offered,
             instance.limits,
-            keep_inputs=lambda: self._keep(instance, inputs, offered),
+            keep_inputs=lambda: self._keep(instance, inputs, offered, asked.request),
             started=started,
             asserted=asked.asserted,
-            still_true=lambda: self._check_roots(instance),
+            still_true=lambda: self._check_roots(instance, asked.request),
             remember=remember,
             retries=instance.retries,
         )
@@ -395,8 +395,9 @@ class Performer:
             return self.rebuilder.build(wanted)
         return self._flights.answer(instance.name, wanted, self.rebuilder)
 
-    def _keep(self, instance: Instance, inputs: Inputs, offered: Mapping[str, Entry]) -> None:
+    def _keep(self, instance: Instance, inputs: Inputs, offered: Mapping[str, Entry], request: Request) -> None:
         """Puts every source that the request names into the store; what other steps made is there already."""
+        self.maker.keep_system(request)
         for path, entry in (*inputs.entries.items(), *offered.items()):
             try:
                 self.workspace.keep(path, entry)
@@ -408,9 +409,9 @@ class Performer:
             for path, entry in self.workspace.source(instance.stdin.path, instance.name).items():
                 self.workspace.keep(path, entry)
 
-    def _check_roots(self, instance: Instance) -> None:
+    def _check_roots(self, instance: Instance, request: Request) -> None:
         """A root is shown as it lies on the host: if it changed meanwhile, nobody knows what the step saw."""
-        changed = self.maker.changed_root(instance)
+        changed = self.maker.changed_root(instance, request)
         if changed is not None:
             raise InputChanged(changed)
 
@@ -504,7 +505,7 @@ class Performer:
         if ran is None:
             return ()
         text = (ran.stderr + b"\n" + ran.stdout).decode("utf-8", "replace") + "\n" + ran.failure
-        return hints.for_failure(
+        found = hints.for_failure(
             instance,
             text,
             self.workspace.root,
@@ -512,6 +513,7 @@ class Performer:
             request=built.request,
             environment=self.environment,
         )
+        return (*self.maker.package_hints(built.request, text), *found)
 
     # Why
 

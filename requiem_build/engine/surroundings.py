@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 from ..core import canonical
 from ..core.digest import Digest, object_digest
@@ -14,8 +15,13 @@ from ..core.errors import SourceMissing, UnknownName, UsageError
 from ..core.fields import dataclass
 from ..core.instance import Instance, Root
 from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
+from ..core.request import Request
 from ..core.secrecy import looks_secret
 from .stamps import Stamps, links_of
+
+if TYPE_CHECKING:
+    from ..sandbox.distribution import Distribution
+    from .packaged import Packaged
 
 SYSTEM_ROOT = "/usr"
 
@@ -30,7 +36,10 @@ class Seen:
 
 
 class Surroundings:
-    """Digests of roots and tools, each computed once a run. `system` gives the digest of the system view."""
+    """Digests of roots and tools, each computed once a run.
+
+    `system` gives the digest of the whole host, `distribution` the packages of which a step may see some.
+    """
 
     def __init__(
         self,
@@ -40,6 +49,7 @@ class Surroundings:
         system: Callable[[], Digest],
         lookup: Callable[[str, Sequence[str]], str | None],
         host_env: Mapping[str, str],
+        distribution: Callable[[], Distribution] | None = None,
     ) -> None:
         self.workspace = workspace
         self.host_env = host_env
@@ -48,6 +58,8 @@ class Surroundings:
         self._system = system
         self._lookup = lookup
         self._system_digest: Digest | None = None
+        self._distribution = distribution
+        self._packaged: Packaged | None = None
         self._seen: dict[str, Seen] = {}
         self._tools: dict[tuple[str, tuple[str, ...]], Digest | None] = {}
         self._files: dict[str, Mapping[str, str]] = {}
@@ -55,7 +67,31 @@ class Surroundings:
         self._plain: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
         """The environment of steps that add nothing to it, by level and `path`: most steps share one."""
 
+    def system_root(self, instance: Instance, command: Sequence[str], roots: Collection[str]) -> Digest:
+        """What the step sees of /usr, by digest. `roots` are the paths of its other roots."""
+        if instance.policy.system == "packages":
+            return Digest(self.packaged.view(instance, command, roots).digest)
+        return self.system()
+
+    @property
+    def packaged(self) -> Packaged:
+        if self._packaged is None:
+            from .packaged import Packaged
+
+            assert self._distribution is not None, "nobody said which packages there are"
+            self._packaged = Packaged(self._distribution(), self.workspace, self._program)
+        return self._packaged
+
+    @property
+    def saw_packages(self) -> bool:
+        return self._packaged is not None and self._packaged.distribution.is_used
+
+    @property
+    def saw_host(self) -> bool:
+        return self._system_digest is not None
+
     def system(self) -> Digest:
+        """Of all that the host has."""
         if self._system_digest is None:
             self._system_digest = self._system()
         return self._system_digest
@@ -105,8 +141,10 @@ class Surroundings:
             raise SourceMissing(f'root "{root.name}" is not a directory: "{root.path}"', facts=[("path", full)])
         return Seen(path, tree.digest)
 
-    def changed_root(self, instance: Instance) -> str | None:
+    def changed_root(self, instance: Instance, request: Request) -> str | None:
         """A root that is no longer what it was when it was first looked at; None if all are."""
+        if request.policy.system == "packages" and not self.packaged.is_current(request.roots[SYSTEM_ROOT]):
+            return SYSTEM_ROOT
         for name in instance.roots:
             before = self._seen.get(name)
             if before is not None and self._look(self._roots[name]) != before:
@@ -130,8 +168,10 @@ class Surroundings:
             self._search[path] = (*(os.path.join(self.workspace, each) for each in path), *BASE_PATH.split(":"))
         return self._search[path]
 
-    def tools_of(self, instance: Instance, command: Sequence[str]) -> dict[str, Digest]:
+    def tools_of(self, instance: Instance, command: Sequence[str], roots: Collection[str] = ()) -> dict[str, Digest]:
         """What argv[0] and `tools` resolve to, by content. Raises UnknownName for a tool that is nowhere."""
+        if instance.policy.system == "packages":
+            return self.packaged.tools(instance, command, roots)
         search = self.search_path(instance)
         found: dict[str, Digest] = {}
         for name in instance.tools:

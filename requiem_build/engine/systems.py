@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from ..sandbox import parts
 from .explain import Change, System
 
 
-def system_changes(cache_home: str) -> System:
-    """Looks differences up in this machine's cache. What it does not know has none."""
+def system_changes(cache_home: str, read: Callable[[str], bytes] | None = None) -> System:
+    """Looks differences up in this machine's cache, and where that lacks a view of packages, by `read` in the store.
+
+    What is in neither has none.
+    """
 
     def find(old: str, new: str) -> Iterable[Change]:
+        if read is not None:
+            parts.learn(cache_home, old, read)
+            parts.learn(cache_home, new, read)
         for difference in parts.differences(cache_home, old, new):
             what: Literal["new", "gone", "changed"] = (
                 "new" if difference.old is None else "gone" if difference.new is None else "changed"

@@ -166,7 +166,9 @@ class Explainer:
         self.prediction = prediction
         self.store = prediction.store
         self.memory = memory.load(prediction.site.dot, prediction.site.seal)
-        self.system: System = system_changes(prediction.site.cache_home)
+        self.system: System = system_changes(
+            prediction.site.cache_home, lambda digest: prediction.store.objects.get(Digest(digest))
+        )
         self._contents = Contents(prediction.site.root, prediction.store)
 
     def members(self, target: str, start: str) -> list[str]:

@@ -35,6 +35,9 @@ SandboxFactory = Callable[[Request], Sandbox]
 SYSTEM_ROOT = "/usr"
 
 
+IDLE_MIN = 8
+
+
 class Keep(Protocol):
     def __call__(self, request: Request, job: Job, finished: Finished, *, failed: bool) -> None: ...
 
@@ -78,6 +81,7 @@ class LocalExecutor:
             self._turns.put(None)
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, ...], list[Sandbox]] = {}
+        self._idle_max = max(IDLE_MIN, 2 * jobs)
         self._busy: set[Sandbox] = set()
         self._cancelled = False
 
@@ -137,12 +141,21 @@ class LocalExecutor:
         return sandbox
 
     def _release(self, request: Request, sandbox: Sandbox, *, healthy: bool) -> None:
+        superfluous: Sandbox | None = sandbox
         with self._lock:
             self._busy.discard(sandbox)
             if healthy and not self._cancelled and request.policy.sandbox == "strict":
-                self._idle.setdefault(_kind(request), []).append(sandbox)
-                return
-        sandbox.close()
+                kind = _kind(request)
+                self._idle[kind] = [*self._idle.pop(kind, []), sandbox]  # The kind that was used last comes last.
+                superfluous = self._one_too_many()
+        if superfluous is not None:
+            superfluous.close()
+
+    def _one_too_many(self) -> Sandbox | None:
+        """A build may have as many kinds of sandboxes as sets of tools: those that nobody used for longest go."""
+        if sum(map(len, self._idle.values())) <= self._idle_max:
+            return None
+        return next(idle for idle in self._idle.values() if idle).pop(0)
 
     def cancel(self, *, kill: bool) -> None:
         self._cancelled = True
@@ -323,12 +336,6 @@ class LocalExecutor:
                 raise NotCollected(f'read "{path}", which step "{maker}" makes, without declaring it')
 
 
-def _kind(request: Request) -> tuple[str, ...]:
-    """Steps of one kind can run in the same sandbox one after the other."""
-    policy = request.policy
-    return policy.sandbox, policy.network, policy.clock, policy.random
-
-
 def confide(job: Job, masker: Masker | None) -> Job:
     """The job with its secrets, and with so much more of its output as it takes to mask what the cut goes through."""
     if masker is None:
@@ -370,6 +377,16 @@ def signal_name(number: int | None) -> str:
         return signal.Signals(number or 0).name
     except ValueError:
         return f"signal {number}"
+
+
+def _kind(request: Request) -> tuple[str, ...]:
+    """Requests of one kind may run in one sandbox, one after the other."""
+    policy = request.policy
+    kind = (policy.sandbox, policy.network, policy.clock, policy.random)
+    if policy.system == "host":
+        return kind
+    inside = [path for path in request.roots if path.startswith("/") and path != SYSTEM_ROOT]
+    return (*kind, request.roots[SYSTEM_ROOT], *sorted(inside))
 
 
 def _parent_of(path: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _signal as signal
 import _socket as socket
+import errno
 import fcntl
 import os
 import resource
@@ -22,6 +23,7 @@ CHANNEL = 3
 """The descriptor of the socket to the engine."""
 
 _READ_ONLY = syscalls.ATTR_RDONLY | syscalls.ATTR_NOSUID | syscalls.ATTR_NODEV
+_MASK = ".mask"
 _BASE = "/tmp"
 """A directory of every host on which the new root is built; nothing is written to the host's own."""
 
@@ -38,6 +40,7 @@ class Boot:
         self.engine = engine
         self.facts: dict[str, object] = {}
         self.trees: list[int] = []
+        self.masks: list[int] = []
         self.staging = -1
         self.home = -1
         self.base = -1
@@ -50,6 +53,10 @@ class Boot:
         # As root and before anything is given up: the user that the worker becomes cannot walk through a
         # closed home directory, but mounts that are already open can be put anywhere later.
         self.trees = [syscalls.open_tree(path) for path in paths]
+
+    def open_masks(self, paths: list[str]) -> None:
+        """The layers of a view of packages: see `masks.py`. They may lie where only who starts us can go."""
+        self.masks = [syscalls.open_tree(path) for path in paths]
 
     def drop_identity(self, uid: int) -> None:
         os.setgroups([])
@@ -130,9 +137,10 @@ class Boot:
     def directory(self, path: str, mode: int) -> None:
         os.mkdir(_relative(path), mode)
 
-    def file(self, path: str, content: bytes) -> None:
+    def file(self, path: str, content: bytes, mode: int = 0o644) -> None:
         with open(_relative(path), "xb") as target:
             target.write(content)
+            os.fchmod(target.fileno(), mode)
 
     def symlink(self, path: str, target: str) -> None:
         os.symlink(target, _relative(path))
@@ -147,6 +155,34 @@ class Boot:
             os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         syscalls.move_mount(tree, place)
         os.close(tree)
+
+    def show_masked(self, number: int, mechanism: str, target: str) -> None:
+        """Of a directory of the host, what the mask of that number lets through."""
+        tree, place = self.masks[number], _relative(target)
+        os.mkdir(place, 0o755)
+        if mechanism == "copy":
+            syscalls.set_mount_attributes(tree, _READ_ONLY)
+            syscalls.move_mount(tree, place)
+        else:
+            os.mkdir(_MASK, 0o755)
+            syscalls.move_mount(tree, _MASK)
+            # Two colons: what lies below them is not merged in, it is only where redirects lead.
+            between = "::" if mechanism == "redirects" else ":"
+            flags = syscalls.MS_RDONLY | syscalls.MS_NOSUID | syscalls.MS_NODEV
+            layers = f"lowerdir={_BASE}/{_MASK}{between}{target},userxattr"
+            syscalls.mount("system", place, "overlay", flags, layers)
+            syscalls.umount(_MASK)  # The overlay holds on to it, and no step sees where it lies.
+            os.rmdir(_MASK)
+        os.close(tree)
+
+    def check_masked(self, present: str, content: bytes, hidden: str) -> None:
+        """Some kernels mount a mask and do not do what it says."""
+        if present:
+            with open(_relative(present), "rb") as file:
+                if file.read(len(content)) != content:
+                    raise OSError(errno.ENOTSUP, "the mask is not understood")
+        if hidden and os.path.lexists(_relative(hidden)):
+            raise OSError(errno.ENOTSUP, "the mask hides nothing")
 
     def device(self, name: str) -> None:
         place = f"dev/{name}"

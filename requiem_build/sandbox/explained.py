@@ -102,7 +102,16 @@ def tell(operation: Operation) -> Iterator[Told]:
 
 SILENT = frozenset(
     # They make the walls and leave nothing that a step could tell from what the others say.
-    {"open_trees", "stage_trees", "private_mounts", "new_root", "enter_root", "enter_workspace"}
+    {
+        "open_trees",
+        "open_masks",
+        "check_masked",
+        "stage_trees",
+        "private_mounts",
+        "new_root",
+        "enter_root",
+        "enter_workspace",
+    }
     | {"watch_tmp", "watch_shared", "borrow", "detach", "keep_one_capability", "drop_bounding_set"}
 )
 
@@ -169,7 +178,10 @@ _WORDS: Mapping[str, Callable[..., Iterator[Told]]] = {
     "bind": _one("mounts", "{1}", "{0} of the host, read-only"),
     "symlink": _one("mounts", "{0}", "a link to {1}"),
     "directory": _one("mounts", "{0}", "an empty directory, read-only"),
-    "file": lambda path, content: iter([("mounts", path, f"made for the sandbox, {len(content)} bytes, read-only")]),
+    "show_masked": _one("mounts", "{2}", "the packages of its command and tools only, by {1}, read-only"),
+    "file": lambda path, content, *_: iter(
+        [("mounts", path, f"made for the sandbox, {len(content)} bytes, read-only")]
+    ),
     "device": _one("mounts", "/dev/{0}", "the device"),
     "terminals": _one("mounts", "/dev/pts", "terminals of its own"),
     "proc": _one("mounts", "/proc", "of its own processes"),

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import replace
@@ -42,6 +42,9 @@ from .view import (
     wants_tree,
 )
 
+if TYPE_CHECKING:
+    from .masks import Shown
+
 _WAY_OUT = "or run with --sandbox process, which promises less"
 
 
@@ -70,8 +73,12 @@ class StrictSandbox:
         random: str = "real",
         cgroups: Cgroups | None = None,
         before: tuple[str, ...] = (),
+        shown: Shown | None = None,
     ) -> None:
-        """`clock` and `random` are those of a policy: what does not stand still by itself is held (`keeper.py`)."""
+        """`clock` and `random` are those of a policy: what does not stand still by itself is held (`keeper.py`).
+
+        `shown` is a view of packages instead of all of /usr. Raises SystemNotShown where it cannot be mounted.
+        """
         assert network in ("none", "host")
         wanted = [*roots, *([] if store is None else [store])]
         self._wanted = sorted({os.path.normpath(path) for path in wanted})
@@ -83,7 +90,7 @@ class StrictSandbox:
         self._reuse = reuse and self._here == STILL and not self._held
         self._cgroups = cgroups
         self._before = before
-        self._host = _require_host()
+        self._host = _require_host(shown)
         if self._held and self._host.machine not in keeper.MACHINES:
             raise SandboxUnavailable(
                 "clock and randomness cannot be held on this processor",
@@ -116,7 +123,7 @@ class StrictSandbox:
 
     def _protection(self, attendant: Attendant) -> Mapping[str, object]:
         namespaces = ["cgroup", "ipc", "mount", "pid", "user", "uts"]
-        facts = attendant.greeting[1]
+        facts, shown = attendant.greeting[1], self._host.shown
         return {
             "level": self.level,
             "namespaces": sorted([*namespaces, *(["network"] if self._network == "none" else [])]),
@@ -125,9 +132,10 @@ class StrictSandbox:
             "network": self._network,
             "uid_dropped": self._host.drop_to is not None,
             "constant_pid": bool(facts.get("constant_pid")),
-            "host_paths_hidden": bool(facts.get("overlay", True)),
+            "host_paths_hidden": bool(facts.get("overlay", True)) and (shown is None or shown.mechanism != "copy"),
             "view": "reused" if attendant is self._reused else "fresh",
             **({"clock": self._clock, "random": self._random} if self._held else {}),
+            **({"system": shown.mechanism} if shown else {}),
         }
 
     def run(self, job: Job) -> Finished:
@@ -281,8 +289,21 @@ def _boot(setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> Attendant:
         raise _unavailable("start", getattr(error, "errno", None) or 0, "the worker ended at once") from error
     if attendant.greeting[0] != "ready":
         attendant.end()
-        raise _unavailable(*attendant.greeting[1:])
+        operation, number, why = attendant.greeting[1:]
+        if operation.startswith(_SHOWING):
+            raise SystemNotShown(
+                "the packages' view cannot be mounted",
+                facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
+            )
+        raise _unavailable(operation, number, why)
     return attendant
+
+
+class SystemNotShown(SandboxUnavailable):
+    """This mechanism of showing a view of packages is refused here; another may work."""
+
+
+_SHOWING = ("('show_masked'", "('check_masked'")
 
 
 def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) -> dict[str, Any]:
@@ -313,7 +334,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     return (seen.st_dev, seen.st_ino)
 
 
-def _require_host() -> Host:
+def _require_host(shown: Shown | None) -> Host:
     if sys.platform != "linux":
         raise no_strict(sys.platform)
     machine = os.uname().machine
@@ -321,7 +342,7 @@ def _require_host() -> Host:
         raise SandboxUnavailable(
             "strict sandboxing is not available on this processor", facts=[("machine", machine)], hint=_WAY_OUT
         )
-    return read_host()
+    return read_host(shown)
 
 
 def _unavailable(operation: str, number: int, why: str) -> SandboxUnavailable:

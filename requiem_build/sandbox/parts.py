@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
+from ..core.errors import RequiemError
 from ..core.fields import dataclass
 
-KEPT_MAX = 16
+KEPT_MAX = 64
 FILES_MAX = 50_000
 
 
@@ -42,6 +43,28 @@ def keep(cache_dir: str, digest: str, packages: Iterable[bytes], described: Iter
         kept = sorted(os.scandir(folder), key=lambda item: -item.stat().st_mtime_ns)
         for item in kept[KEPT_MAX:]:
             os.unlink(item.path)
+
+
+def learn(cache_dir: str, digest: str, read: Callable[[str], bytes]) -> None:
+    """Takes the parts of a view of packages from its document, where this machine does not know them yet.
+
+    `read` gives an object's bytes, and raises RequiemError for one that is not there.
+    """
+    if os.path.exists(os.path.join(cache_dir, "system.parts", digest)):
+        return
+    with suppress(RequiemError, ValueError, KeyError, TypeError):
+        document = read(digest)
+        packages = [" ".join(each[:3]).encode("utf-8", "surrogateescape") for each in json.loads(document)["packages"]]
+        keep(cache_dir, digest, packages, lines_of(document))
+
+
+def lines_of(document: bytes) -> list[bytes]:
+    """The files and links of a view of packages, described as `keep` takes them."""
+    view = json.loads(document)
+    lines = [f"file\0{path}\0{digest}" for path, digest in view["files"].items()]
+    lines += [f"link\0{path}\0{target}" for path, target in view["links"].items()]
+    lines += [f"absent\0{path}\0" for path in view["absent"]]
+    return [line.encode("utf-8", "surrogateescape") for line in lines]
 
 
 def differences(cache_dir: str, old: str, new: str) -> list[Difference]:

@@ -84,10 +84,10 @@ def system_digest(cache_dir: str) -> Digest:
     databases = _package_databases()
     entries = [entry for path in (*etc_entries(), _LOCAL) for entry in _survey(path)]
     fingerprint = _fingerprint([*(entry for path in databases for entry in _survey(path)), *entries], began_ns)
-    whole = _Sealed(Path(cache_dir) / "system.whole.json")
+    whole = Sealed(Path(cache_dir) / "system.whole.json")
     if fingerprint is not None and (known := whole.load().get(fingerprint)) is not None:
         return parse_digest(known)
-    memory = _Memory(Path(cache_dir) / "system.json", began_ns)
+    memory = Memory(Path(cache_dir) / "system.json", began_ns)
     lines = [f"rule {RULE}\0".encode(), _packages(databases, memory)]
     lines += sorted(_describe(path, seen, memory) for path, seen in entries)
     memory.save()
@@ -145,7 +145,7 @@ def _package_databases() -> list[str]:
     )
 
 
-def _packages(databases: Sequence[str], memory: _Memory) -> bytes:
+def _packages(databases: Sequence[str], memory: Memory) -> bytes:
     """The installed packages in one line: which database, and the digest of its sorted content."""
     from ..core.digest import object_digest
 
@@ -236,7 +236,7 @@ def _fingerprint(entries: Iterable[_Entry], began_ns: int) -> str | None:
     return object_digest(marshal.dumps(stamps, 2)) if youngest < began_ns - _SETTLED_NS else None
 
 
-def _describe(path: str, seen: os.stat_result | str | None, memory: _Memory) -> bytes:
+def _describe(path: str, seen: os.stat_result | str | None, memory: Memory) -> bytes:
     """One line for an entry. No path or link target can hold a NUL."""
     name = os.fsencode(path)
     if seen is None:
@@ -260,7 +260,7 @@ def _closed_file(name: bytes, seen: os.stat_result) -> bytes:
     return b"closed\0" + name + b"\0%o %d %d" % (seen.st_mode, seen.st_size, seen.st_mtime_ns)
 
 
-class _Sealed:
+class Sealed:
     """A JSON object in a file that carries its own digest. Damaged, missing or unwritable, it is empty."""
 
     def __init__(self, path: Path) -> None:
@@ -292,11 +292,11 @@ class _Sealed:
                 mine.unlink()
 
 
-class _Memory:
+class Memory:
     """Digests of files by path and stamp."""
 
     def __init__(self, path: Path, began_ns: int) -> None:
-        self._file = _Sealed(path)
+        self._file = Sealed(path)
         self._known = self._file.load()
         self._kept: dict[str, list[object]] = {}
         self._began_ns = began_ns

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault
 from ..core.fields import dataclass, field, replace
@@ -21,6 +21,9 @@ from .base import Job, Mount, Staged
 from .layout import plan_ceilings, plan_directories
 from .perturbation import OTHER_HOST, OTHER_PROCESSOR, STILL, Perturbation, placed
 from .trees import INPUTS_MIN, Choice
+
+if TYPE_CHECKING:
+    from .masks import Shown
 
 Operation = tuple[Any, ...]
 
@@ -101,15 +104,17 @@ class Host:
     certificates: tuple[str, ...]
     resolver: bytes
     landlock: int
+    shown: Shown | None = None
+    """A view of packages instead of all of /usr."""
 
 
-def read_host() -> Host:
+def read_host(shown: Shown | None = None) -> Host:
     top = [
         (name, os.readlink(f"/{name}") if os.path.islink(f"/{name}") else None)
         for name in _TOP
         if os.path.lexists(f"/{name}")
     ]
-    entries = system.etc_entries()
+    entries = system.etc_entries() if shown is None else ()
     abi = syscalls.landlock_abi()
     return Host(
         machine=os.uname().machine,
@@ -120,6 +125,7 @@ def read_host() -> Host:
         certificates=tuple(path for path in _CERTIFICATES if os.path.isdir(path)),
         resolver=read("/etc/resolv.conf"),
         landlock=abi if abi >= 2 else 0,  # The first version would forbid every rename between directories.
+        shown=shown,
     )
 
 
@@ -159,8 +165,11 @@ def plan_boot(
     if network == "none":
         namespaces |= syscalls.CLONE_NEWNET
     plan: list[Operation] = []
+    open_masks: list[Operation] = []
+    if host.shown is not None:
+        open_masks = [("open_masks", [f"{host.shown.folder}/{number}" for number, _ in enumerate(host.shown.tops)])]
     if host.drop_to is not None:
-        plan += [("open_trees", list(areas)), ("drop_identity", host.drop_to)]
+        plan += [("open_trees", list(areas)), *open_masks, ("drop_identity", host.drop_to)]
     plan += [
         ("core_filter", "33"),
         ("new_user", here.uid, here.gid),
@@ -168,6 +177,7 @@ def plan_boot(
         ("become_init",),
         ("hostname", here.hostname),
         ("private_mounts",),
+        *(open_masks if host.drop_to is None else []),
         *([] if filter_ else [("stage_trees", list(areas))]),
         ("new_root",),
         *_plan_system(host, network, here),
@@ -202,9 +212,12 @@ def _plan_one_view(landlock: int, filter_: bytes) -> list[Operation]:
 
 
 def _plan_system(host: Host, network: str, here: Perturbation) -> list[Operation]:
-    plan: list[Operation] = [("bind", "/usr", "/usr")]
+    plan = _plan_packages(host.shown) if host.shown else [("bind", "/usr", "/usr")]
     for name, link in host.top:
-        plan.append(("bind", f"/{name}", f"/{name}") if link is None else ("symlink", f"/{name}", link))
+        if link is not None:
+            plan.append(("symlink", f"/{name}", link))
+        elif host.shown is None:
+            plan.append(("bind", f"/{name}", f"/{name}"))
     plan += [("directory", f"/{name}", 0o755) for name in _EMPTY_DIRECTORIES]
     if here.workspace != WORKSPACE:
         parts = here.workspace.strip("/").split("/")
@@ -222,6 +235,32 @@ def _plan_system(host: Host, network: str, here: Perturbation) -> list[Operation
     plan += [("directory", path, 0o755) for path in sorted({"/etc", *parents})]
     plan += [("file", path, content) for path, content in sorted(files.items())]
     plan += [("bind", path, path) for path in sorted(directories)]
+    return plan + (_plan_etc(host.shown, set(files), parents, directories) if host.shown else [])
+
+
+def _plan_packages(shown: Shown) -> list[Operation]:
+    plan: list[Operation] = [("show_masked", number, shown.mechanism, top) for number, top in enumerate(shown.tops)]
+    return [*plan, ("check_masked", shown.present, shown.content, shown.hidden)]
+
+
+def _plan_etc(shown: Shown, made: set[str], parents: set[str], bound: Sequence[str]) -> list[Operation]:
+    """The packages' own files of /etc, where the world has not made others and the host's are not shown whole."""
+    paths = [
+        path
+        for path in (*shown.etc_files, *shown.etc_links)
+        if path not in made and not any(path.startswith(f"{folder}/") for folder in bound)
+    ]
+    above: set[str] = set()
+    for path in paths:
+        parts = path.split("/")
+        above.update("/".join(parts[:depth]) for depth in range(3, len(parts)))
+    plan: list[Operation] = [("directory", path, 0o755) for path in sorted(above - parents - {"/etc"})]
+    for path in sorted(paths):
+        if path in shown.etc_links:
+            plan.append(("symlink", path, shown.etc_links[path]))
+        else:
+            content, executable = shown.etc_files[path]
+            plan.append(("file", path, content, 0o755 if executable else 0o644))
     return plan
 
 

@@ -334,7 +334,6 @@ def test_a_chain_of_many_templates_needs_no_recursion() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        'system = "packages"',
         "persistent = true",
         'ready = "x"',
     ],

@@ -1,0 +1,83 @@
+"""The package to add, named without tracing: what a failed step's words say is missing, and this host has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from ..sandbox.distribution import Distribution
+from ..sandbox.visible import View
+
+LINE_MAX = 400
+LINES_MAX = 300
+HINTS_MAX = 5
+
+_NAME = r"[^\s'\"`‘’:;,()<>|]+"
+_PROGRAMS = (
+    rf"(?:^|\s)({_NAME}): (?:command )?not found",
+    rf"\"({_NAME})\" was not found in PATH",
+    rf"its interpreter is missing \(({_NAME})\)",
+    rf"env: ['‘\"]?({_NAME}?)['’\"]?: No such file",
+    rf"(?:execvp|posix_spawnp|spawn|exec|make): ({_NAME}): No such file",
+    rf"No such file or directory: ['\"]({_NAME})['\"]",
+)
+_HEADERS = (
+    rf"fatal error: ({_NAME}): No such file",
+    rf"fatal error: '({_NAME})' file not found",
+)
+_LIBRARIES = (rf"cannot find -l({_NAME})", rf"unable to find library -l({_NAME})")
+_SHARED = (rf"error while loading shared libraries: ({_NAME}):",)
+_MODULES = (r"No module named ['\"]?([A-Za-z_]\w*)",)
+_PERL = (rf"Can't locate ({_NAME}\.pm) in @INC",)
+_PKG_CONFIG = (rf"No package '({_NAME})' found", rf"Package '?({_NAME}?)'?,? .{{0,200}}?not found")
+_PATHS = (rf"(/(?:usr|etc|bin|lib|sbin)/{_NAME})['\"’]?: (?:No such file|not found|cannot open)",)
+
+
+def for_failure(text: str, distribution: Distribution, view: View) -> tuple[str, ...]:
+    """Lines to add to the manifest, each naming what is missing and the package that has it."""
+    text = "\n".join(line[:LINE_MAX] for line in text.splitlines()[-LINES_MAX:])
+    shown = {package.id for package in view.packages}
+    found: dict[str, None] = {}
+    for patterns, search in _searches(distribution):
+        for name in _named(patterns, text):
+            owner = next((id_ for id_ in search(name) if id_ not in shown), None)
+            if owner is not None:
+                found[f'{name} is in {owner}, which the step does not see: tools = [..., "{owner}"]'] = None
+    return tuple(found)[:HINTS_MAX]
+
+
+def _searches(distribution: Distribution) -> Iterator[tuple[tuple[str, ...], Callable[[str], list[str]]]]:
+    """What to look for in the words of a failure, and how a name is turned into packages, the likeliest first."""
+    database = distribution.database
+
+    def program(name: str) -> list[str]:
+        owner = distribution.owner(name)
+        return [owner.package] if owner is not None else []
+
+    def ending(suffix: str, keep: Callable[[str], bool]) -> list[str]:
+        paths = [(path, id_) for path, id_ in database.ending(suffix) if keep(path[: -len(suffix)] + "/")]
+        return [id_ for path, id_ in sorted(paths, key=lambda item: (item[0].count("/"), item))]
+
+    def any_of(suffixes: tuple[str, ...], keep: Callable[[str], bool]) -> list[str]:
+        return [id_ for suffix in suffixes for id_ in ending(suffix, keep)]
+
+    yield _HEADERS, lambda name: ending(f"/{name}", lambda folder: "/include/" in folder)
+    yield _PROGRAMS, program
+    yield _LIBRARIES, lambda name: any_of((f"/lib{name}.so", f"/lib{name}.a"), lambda folder: "/lib" in folder)
+    yield _SHARED, lambda name: ending(f"/{name}", lambda folder: "/lib" in folder)
+    yield _MODULES, lambda name: any_of((f"/{name}/__init__.py", f"/{name}.py"), _is_module_path)
+    yield _PERL, lambda name: ending(f"/{name}", lambda folder: "/perl" in folder)
+    yield _PKG_CONFIG, lambda name: ending(f"/{name}.pc", lambda folder: folder.endswith("/pkgconfig/"))
+    yield _PATHS, lambda path: list(database.owners([distribution.places.canonical(path)]).values())
+
+
+def _is_module_path(folder: str) -> bool:
+    return re.fullmatch(r"/usr/lib(?:64)?/python3[\d.]*/(?:(?:dist|site)-packages/)?", folder) is not None
+
+
+def _named(patterns: tuple[str, ...], text: str) -> list[str]:
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        for match in re.finditer(pattern, text, re.M):
+            found[match.group(1)] = None
+    return list(found)

@@ -1,0 +1,97 @@
+"""What the names in a step's command and `tools` mean where the step sees packages only: `system = "packages"`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+
+from ..core.digest import Digest, object_digest
+from ..core.errors import UnknownName
+from ..core.instance import Instance
+from ..sandbox.distribution import Distribution
+from ..sandbox.system import lookup
+from ..sandbox.visible import View
+
+_LOCAL = "/usr/local/bin"
+
+
+class Packaged:
+    """`program(path)` is the digest of a program's content on this host, None for what is no file."""
+
+    def __init__(self, distribution: Distribution, workspace: str, program: Callable[[str], Digest | None]) -> None:
+        self.distribution = distribution
+        self._workspace = workspace
+        self._program = program
+        self._views: dict[tuple[object, ...], tuple[View, dict[str, Digest]]] = {}
+
+    def view(self, instance: Instance, command: Sequence[str], roots: Collection[str]) -> View:
+        """What the step sees of /usr. Raises UnknownName for a tool that is neither a program nor a package."""
+        return self._asked(instance, command, roots)[0]
+
+    def tools(self, instance: Instance, command: Sequence[str], roots: Collection[str]) -> dict[str, Digest]:
+        """What argv[0] and `tools` resolve to: a program by its content, a package without one by what it is."""
+        return dict(self._asked(instance, command, roots)[1])
+
+    def is_current(self, digest: str) -> bool:
+        """Whether the view of that digest, once mounted, was the host's all the time until now."""
+        if self.distribution.is_unchanged() and self.distribution.known(digest) is not None:
+            return True
+        self.distribution.forget()
+        self._views.clear()
+        return False
+
+    def _asked(
+        self, instance: Instance, command: Sequence[str], roots: Collection[str]
+    ) -> tuple[View, dict[str, Digest]]:
+        own = self._own_directories(instance, roots)
+        program = command[0]
+        key = (program, instance.tools, own)
+        if key not in self._views:
+            tools: dict[str, Digest] = {}
+            packaged = [name for name in instance.tools if not self._is_own(name, own, tools)]
+            for name in packaged:
+                tools[name] = self._packaged(name, instance)
+            if ("/" not in program or program.startswith("/")) and not self._is_own(program, own, tools):
+                packaged.append(program)
+                found = self._content(program)
+                if found is not None:
+                    tools[program] = found
+            self._views[key] = (self.distribution.view(packaged), tools)
+        return self._views[key]
+
+    def _own_directories(self, instance: Instance, roots: Collection[str]) -> tuple[str, ...]:
+        """Directories of the step's PATH that come before those of packages, as far as it sees them."""
+        own = [os.path.join(self._workspace, each) for each in instance.policy.path]
+        if any(root == _LOCAL or _LOCAL.startswith(f"{root}/") for root in roots if root != "/usr"):
+            own.append(_LOCAL)
+        return tuple(own)
+
+    def _is_own(self, name: str, own: tuple[str, ...], tools: dict[str, Digest]) -> bool:
+        path = None if name.startswith("/") else lookup(name, own)
+        digest = self._program(path) if path is not None else None
+        if digest is None:
+            return False
+        tools[name] = digest
+        return True
+
+    def _packaged(self, name: str, instance: Instance) -> Digest:
+        found = self._content(name)
+        if found is not None:
+            return found
+        ids = self.distribution.resolve(name)
+        if not ids:
+            nearest = self.distribution.nearest(name)
+            meant = f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
+            raise UnknownName(
+                f'step "{instance.name}" asks for the tool "{name}", which is neither a program nor a package here',
+                facts=[("step", instance.name), ("packages", self.distribution.database.kind)],
+                hint=f"{meant}install it, or declare the directory that holds it as a root and put it into `path`",
+            )
+        packages = self.distribution.database.packages()
+        lines = [f"{packages[id_].name} {packages[id_].version} {packages[id_].architecture}\n" for id_ in ids]
+        return object_digest("".join(lines).encode())
+
+    def _content(self, name: str) -> Digest | None:
+        """Of the program of that name, if a package owns it."""
+        path = self.distribution.program(name)
+        return None if path is None else self._program(path)

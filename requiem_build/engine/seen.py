@@ -1,0 +1,107 @@
+"""What a step sees of the host's system, told before it runs: packages, digest, and how the view is really shown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from ..core.errors import UnknownName
+from ..core.fields import dataclass
+from ..core.instance import Instance
+from ..core.query import Graph
+from ..sandbox.linux import StrictSandbox
+from ..sandbox.masks import Shown
+from ..sandbox.showing import show
+from ..sandbox.system import lookup, system_digest
+from ..sandbox.visible import View
+from . import plans
+from .options import Options
+from .site import Site, find_site, question_of
+from .stamps import Stamps
+from .surroundings import SYSTEM_ROOT, Surroundings
+
+SCHEMA = "requiem.view/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """`view` and `mechanism` are None for a step that sees all of the host."""
+
+    step: str
+    digest: str
+    system: str
+    view: View | None = None
+    mechanism: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        packages = self.view.packages if self.view is not None else ()
+        return {
+            "changed": list(self.view.changed) if self.view is not None else [],
+            "digest": self.digest,
+            "directories": len(self.view.directories) if self.view is not None else None,
+            "files": len(self.view.files) + len(self.view.etc_files) if self.view is not None else None,
+            "links": len(self.view.links) + len(self.view.etc_links) if self.view is not None else None,
+            "mechanism": self.mechanism,
+            "packages": [{"architecture": p.architecture, "name": p.name, "version": p.version} for p in packages],
+            "step": self.step,
+            "system": self.system,
+        }
+
+
+def look(options: Options, name: str) -> list[Seen]:
+    """Of each instance of a step. A view of packages is mounted for the answer.
+
+    Raises UnknownName for what the manifest does not have, SandboxUnavailable where a view cannot be had.
+    """
+    site = find_site(options)
+    planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
+    cwd = os.path.relpath(options.start, site.root)
+    found = Graph(planned.plan).resolve(name, "." if cwd.startswith("..") else cwd)
+    instances = [planned.plan.instances[each] for each in found or ()]
+    if not instances:
+        raise UnknownName(f'no step is named "{name}"', hint="`requiem list` lists them")
+    surroundings = Surroundings(
+        site.root,
+        planned.plan.roots,
+        Stamps(),
+        lambda: system_digest(site.cache_home),
+        lookup,
+        options.environment,
+        lambda: site.distribution,
+    )
+    level = options.sandbox or site.settings.sandbox
+    return list(_seen(site, surroundings, [each for each in instances if not each.is_group], level, planned.plan.roots))
+
+
+def _seen(
+    site: Site, surroundings: Surroundings, instances: list[Instance], level: str | None, roots: Any
+) -> Iterator[Seen]:
+    mechanisms: dict[str, str] = {}
+    for instance in instances:
+        if instance.policy.system == "host" or (level or instance.policy.sandbox) != "strict":
+            yield Seen(instance.name, surroundings.system(), "host")
+            continue
+        paths = {surroundings.root_path(roots[each]) for each in instance.roots}
+        view = surroundings.packaged.view(instance, command_of(instance), paths)
+        if view.digest not in mechanisms:
+            mechanisms[view.digest] = _mount(site, view, {SYSTEM_ROOT, *paths})
+        yield Seen(instance.name, view.digest, "packages", view, mechanisms[view.digest])
+
+
+def command_of(instance: Instance) -> tuple[str, ...]:
+    """Also of a step whose command is filled in only when its inputs are known: its program is known before."""
+    if instance.command:
+        return instance.command
+    command = json.loads(instance.late).get("command")
+    return (command[0],) if isinstance(command, list) and command else ("bash",)
+
+
+def _mount(site: Site, view: View, roots: Collection[str]) -> str:
+    def boot(shown: Shown | None) -> str:
+        assert shown is not None
+        with StrictSandbox(shown=shown):
+            return shown.mechanism
+
+    return show(site.distribution, view.digest, roots, site.cache_home, boot)

@@ -1,0 +1,247 @@
+"""The host's distribution as a toolchain: names of tools in, the view of their packages out, remembered by stamps.
+
+One object serves one command of the user. It knows neither steps nor requests, and mounts nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ..core.errors import EnvironmentFault
+from ..core.fields import dataclass
+from . import parts
+from .packages.base import Contents, Database, Package, Places
+from .packages.choose import open_database
+from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
+from .remembered import Kept, load, save
+from .system import Sealed
+from .visible import RULE, Verifier, View, make_view, stamp_of, stamps_of
+
+SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
+"""Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
+
+SETTLED_NS = 2_000_000_000
+TRIES = 3
+NEAREST_MAX = 3
+REMEMBERED_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A package, and a program of it; `package` is its id."""
+
+    path: str
+    package: str
+
+
+class Distribution:
+    """Views of the packages below `root`, each made once. `cache_dir` remembers them for later commands."""
+
+    def __init__(self, cache_dir: str, root: str = "/") -> None:
+        self._cache_dir = cache_dir
+        self._root = root
+        self._lock = threading.RLock()
+        self._open()
+
+    def _open(self) -> None:
+        """Reads nothing yet; what was known of an earlier state of the host is dropped."""
+        self.places = Places(self._root)
+        self._database: Database | None = None
+        self._installed: Installed | None = None
+        self._stamps: str = ""
+        self._views: dict[tuple[str, ...], View] = {}
+        self._by_digest: dict[str, View] = {}
+        self._resolved: dict[str, tuple[str, ...]] = {}
+        self._watched_stamps: dict[tuple[str, ...], str] = {}
+
+    @property
+    def database(self) -> Database:
+        """Raises SandboxUnavailable where there is none."""
+        if self._database is None:
+            self._database = open_database(self._root)
+            self._stamps = self._stamps_now()
+        return self._database
+
+    @property
+    def installed(self) -> Installed:
+        if self._installed is None:
+            self._installed = Installed(self.database.packages())
+        return self._installed
+
+    def _stamps_now(self) -> str:
+        assert self._database is not None
+        return stamps_of(Places(), self._database.stamped())
+
+    # Names
+
+    def resolve(self, name: str) -> tuple[str, ...]:
+        """The ids of the packages that a name of a program or a package stands for; empty if it is neither.
+
+        Both count where both are there: `python3` is a program of python3-minimal and a package with its library.
+        """
+        with self._lock:
+            if name not in self._resolved:
+                owner = self.owner(name)
+                named = [] if "/" in name else [package.id for package in self.installed.find(name)]
+                self._resolved[name] = tuple(sorted({*named, *([owner.package] if owner else [])}))
+            return self._resolved[name]
+
+    def program(self, name: str) -> str | None:
+        """The host path of a program that some package owns, by its name or absolute path."""
+        owner = self.owner(name)
+        return None if owner is None else self.places.host(owner.path)
+
+    def owner(self, name: str) -> Owner | None:
+        found = self.places.find_program(name, SEARCH)
+        if found is None:
+            return None
+        way = self.places.resolve(found)  # Alternatives and other links that no package owns lead to one that does.
+        owners = self.database.owners(way)
+        return next((Owner(found, owners[path]) for path in way if path in owners), None)
+
+    def nearest(self, name: str) -> list[str]:
+        """Names of packages and programs that somebody who wrote this may have meant."""
+        names = {package.name for package in self.database.packages().values()}
+        for folder in SEARCH[:1]:
+            names.update(os.listdir(self.places.host(folder)))
+        return difflib.get_close_matches(name, sorted(names), NEAREST_MAX, 0.7)
+
+    # Views
+
+    def view(self, names: Iterable[str]) -> View:
+        """What a step sees that asks for these names; those that are no package's add nothing.
+
+        Raises SandboxUnavailable without a package database, EnvironmentFault if the system does not hold still.
+        """
+        wanted = tuple(sorted(set(names)))
+        with self._lock:
+            if wanted not in self._views:
+                view = self._view(wanted)
+                self._views[wanted] = view
+                self._by_digest[view.digest] = view
+            return self._views[wanted]
+
+    def known(self, digest: str) -> View | None:
+        """The view of that digest, if this object has made it."""
+        return self._by_digest.get(digest)
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self._by_digest)
+
+    def _view(self, wanted: tuple[str, ...]) -> View:
+        for _ in range(TRIES):
+            began_ns = time.time_ns()
+            _ = self.database
+            kept = load(self._path(wanted), self._stamps)
+            if kept is not None and self._holds(kept):
+                self._watched_stamps[kept.view.watched] = kept.watched_stamps
+                return kept.view
+            try:
+                view = self._made(wanted)
+            except OSError:
+                view = None  # A file that was listed went away, or the database did.
+            if view is not None and self._stamps_now() == self._stamps:
+                self._watched_stamps[view.watched] = stamps_of(Places(), view.watched)
+                self._keep(wanted, view, began_ns)
+                return view
+            self._open()
+        raise EnvironmentFault(
+            "the system's packages change while they are looked at",
+            facts=[("database", self.database.kind)],
+            hint="wait until the package manager has finished",
+        )
+
+    def _made(self, wanted: Sequence[str]) -> View:
+        ids = [package.id for name in BASE_PACKAGES for package in self.installed.find(name)]
+        for name in (*BASE_PROGRAMS, *wanted):
+            ids += self.resolve(name)
+        while True:
+            packages = [(package, self.database.contents(package)) for package in self.installed.closure(ids)]
+            more = self._diverting(packages)
+            if not more:
+                return self._look(packages)
+            ids += more
+
+    def _diverting(self, packages: Sequence[tuple[Package, Contents]]) -> list[str]:
+        """Packages that took the place of a program or library of these: without them it would be missing."""
+        shown = {package.name for package, _ in packages}
+        paths = {path for _, contents in packages for path in contents.paths}
+        return [
+            found.id
+            for path, aside, by in self.database.diversions()
+            if aside in paths and by not in shown and not path.startswith("/usr/share/")
+            for found in self.installed.find(by)
+        ]
+
+    def _look(self, packages: Sequence[tuple[Package, Contents]]) -> View:
+        memory = Sealed(Path(self._cache_dir, "packages.verified.json"))
+        verifier = Verifier(memory.load(), self.places.host)
+        view = make_view(self.database, self.places, packages, verifier)
+        if verifier.is_new:
+            memory.save(verifier.known)
+        return view
+
+    def _holds(self, kept: Kept) -> bool:
+        """Whether everything that is shown, and everything that counts by content, is as it was looked at."""
+        view = kept.view
+        return (
+            stamps_of(Places(), view.watched) == kept.watched_stamps
+            and stamps_of(self.places, view.files) == view.stamps
+        )
+
+    def _keep(self, wanted: tuple[str, ...], view: View, began_ns: int) -> None:
+        packages = [f"{p.name} {p.version} {p.architecture}".encode() for p in view.packages]
+        parts.keep(self._cache_dir, view.digest, packages, parts.lines_of(view.document))
+        if self._youngest_ns(view) < began_ns - SETTLED_NS:  # Else a stamp might stand for two contents.
+            kept = Kept(view, self._stamps, self._watched_stamps[view.watched])
+            save(self._path(wanted), kept, kept_max=REMEMBERED_MAX)
+
+    def _youngest_ns(self, view: View) -> int:
+        found = [0]
+        for path in (*self.database.stamped(), *view.watched, *map(self.places.host, view.files)):
+            try:
+                stamp = stamp_of(os.lstat(path))
+            except OSError:
+                continue
+            found.append(max(stamp[:2]))
+        return max(found)
+
+    def _path(self, wanted: tuple[str, ...]) -> Path:
+        from ..core.digest import object_digest
+
+        asked = repr((RULE, self._root, os.geteuid() == 0, wanted)).encode("utf-8", "surrogateescape")
+        return Path(self._cache_dir, "views", str(object_digest(asked))[:32])
+
+    # Did it hold still?
+
+    def watched(self) -> list[str]:
+        """Every path whose stamp the views rest on: equal stamps, equal digests, as far as packages count by sums."""
+        found = dict.fromkeys(self.database.stamped())
+        for view in self._views.values():
+            found |= dict.fromkeys(view.watched)
+        return list(found)
+
+    def still_holds(self) -> bool:
+        """Whether all that the views count by content is as it was, and the database too."""
+        with self._lock:
+            views = list(self._watched_stamps.items())
+        return self.is_unchanged() and all(stamps_of(Places(), paths) == stamps for paths, stamps in views)
+
+    def is_unchanged(self) -> bool:
+        """Whether the package database is what it was when the first view was made."""
+        return self._database is None or self._stamps_now() == self._stamps
+
+    def forget(self) -> None:
+        """The next view is made of the system as it is then."""
+        with self._lock:
+            self._open()
+
+
+def package_versions(view: View) -> Mapping[str, str]:
+    return {package.id: package.version for package in view.packages}

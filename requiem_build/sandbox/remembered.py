@@ -1,0 +1,65 @@
+"""Views of packages, written down between one command and the next. Lost or damaged, they are made again."""
+
+from __future__ import annotations
+
+import marshal
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from ..core.fields import dataclass
+from .packages.base import Package
+from .visible import View
+
+_MAGIC = b"requiem view 1\n"
+_SEAL_CHARACTERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`stamps` are those of the package database, `watched_stamps` those of the view's `watched` paths."""
+
+    view: View
+    stamps: str
+    watched_stamps: str
+
+
+def load(path: Path, stamps: str) -> Kept | None:
+    """What was kept there, if it was made when the database had these stamps."""
+    from ..core.digest import object_digest
+
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if not content.startswith(_MAGIC):
+        return None
+    seal = content[len(_MAGIC) : len(_MAGIC) + _SEAL_CHARACTERS]
+    body = content[len(_MAGIC) + _SEAL_CHARACTERS :]
+    if object_digest(body).encode() != seal:
+        return None
+    made_at, watched_stamps, packages, fields = marshal.loads(body)
+    if made_at != stamps:
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return Kept(View(packages=tuple(Package(*each) for each in packages), **fields), made_at, watched_stamps)
+
+
+def save(path: Path, kept: Kept, *, kept_max: int) -> None:
+    """Writes it beside the others, of which the oldest go."""
+    from ..core.digest import object_digest
+
+    view = kept.view
+    names = [name for name in View.__match_args__ if name != "packages"]
+    fields = {name: getattr(view, name) for name in names}
+    packages = [(p.id, p.name, p.version, p.architecture) for p in view.packages]
+    body = marshal.dumps((kept.stamps, kept.watched_stamps, packages, fields), 2)
+    mine = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_bytes(_MAGIC + object_digest(body).encode() + body)
+        mine.replace(path)  # Readers see the whole or none.
+        there = sorted(os.scandir(path.parent), key=lambda item: -item.stat().st_mtime_ns)
+        for item in there[kept_max:]:
+            os.unlink(item.path)
