@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,16 @@ def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> 
     if level is not None:
         surroundings = surroundings_of(site, plan, options, Stamps())
         parts = [replace(part, request=_at_level(part, level, site, surroundings)) for part in parts]
+    _know_packages(site, plan, options, parts)
     return Scene(site, plan, tuple(parts))
+
+
+def _know_packages(site: Site, plan: Plan, options: Options, parts: Sequence[Part]) -> None:
+    """Only a view of packages that this site has looked at can be shown."""
+    surroundings = surroundings_of(site, plan, options, Stamps())
+    for part in parts:
+        if part.request.policy.system == "packages":
+            surroundings.system_root(part.instance, part.request.command, set(part.request.roots) - {SYSTEM_ROOT})
 
 
 def surroundings_of(site: Site, plan: Plan, options: Options, stamps: Stamps) -> Surroundings:
@@ -169,17 +178,8 @@ class Stage:
     def boot(self, request: Request, *extra: str, before: tuple[str, ...] = ()) -> Sandbox:
         """A sandbox for one request. Raises SandboxUnavailable."""
         roots = [os.path.join(self.site.root, path) for path in request.roots if path != SYSTEM_ROOT]
-        if request.policy.sandbox != "strict":
-            self.running = boot_sandbox(request, self.site, self.store, [*roots, self.scratch])
-            return self.running
-        from ..sandbox.linux import StrictSandbox
-
-        self.running = StrictSandbox(
-            roots=[*roots, *extra, self.scratch, *map(str, self.store.roots[1:])],
-            store=str(self.store.root),
-            network=request.policy.network,
-            reuse=False,
-            before=before,
+        self.running = boot_sandbox(
+            request, self.site, self.store, [*roots, *extra, self.scratch], reuse=False, before=before
         )
         return self.running
 

@@ -242,11 +242,18 @@ def _cgroups(site: Site) -> Cgroups | None:
 
 
 def boot_sandbox(
-    request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None = None
+    request: Request,
+    site: Site,
+    store: Store,
+    roots: list[str],
+    perturbation: Perturbation | None = None,
+    *,
+    reuse: bool = True,
+    before: tuple[str, ...] = (),
 ) -> Sandbox:
     """A sandbox of exactly the level that the request says. Raises SandboxUnavailable, never gives a weaker one.
 
-    Only `strict` can be perturbed.
+    Only `strict` can be perturbed, can do without `reuse`, and has a worker that words can go `before`.
     """
     level = request.policy.sandbox
     if level == "strict" and sys.platform != "linux":
@@ -256,7 +263,7 @@ def boot_sandbox(
     if level == "strict":
         for left in (2, 1, 0):
             try:
-                return _boot_strict(request, site, store, roots, perturbation)
+                return _boot_strict(request, site, store, roots, perturbation, reuse=reuse, before=before)
             except SandboxUnavailable as error:
                 if left == 0 or not _is_gone(store, error):
                     raise  # Else the store was deleted at this very moment: without one it boots as well.
@@ -277,7 +284,14 @@ def boot_sandbox(
 
 
 def _boot_strict(
-    request: Request, site: Site, store: Store, roots: list[str], perturbation: Perturbation | None
+    request: Request,
+    site: Site,
+    store: Store,
+    roots: list[str],
+    perturbation: Perturbation | None,
+    *,
+    reuse: bool,
+    before: tuple[str, ...],
 ) -> StrictSandbox:
     from ..sandbox.linux import StrictSandbox
     from ..sandbox.perturbation import STILL
@@ -287,9 +301,11 @@ def _boot_strict(
             roots=[*roots, *map(str, store.roots[1:])],
             store=str(store.root),
             network=request.policy.network,
+            reuse=reuse,
             perturbation=perturbation or STILL,
-            clock=request.policy.clock,
-            random=request.policy.random,
+            clock=request.policy.clock if not before else "real",  # Nobody can be traced twice.
+            random=request.policy.random if not before else "real",
+            before=before,
             cgroups=_cgroups(site),
             shown=shown,
         )

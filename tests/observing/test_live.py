@@ -148,6 +148,23 @@ def test_tighten_keeps_what_is_partly_used_and_what_others_inherit(project: Proj
     assert project.run("tighten", "b", "--json").report["removed"] == ["unread"]
 
 
+def test_a_step_that_sees_packages_and_a_clock_that_stands_is_observed(project: Project) -> None:
+    project.manifest(
+        """
+        [steps.a]
+        command = "test ! -e /usr/bin/gcc; cat in.txt > out.txt; cat more.txt"
+        inputs = ["in.txt", "idle.txt"]
+        outputs = ["out.txt"]
+        system = "packages"
+        clock = "frozen"
+        """
+    )
+    for name in ("in.txt", "idle.txt", "more.txt"):
+        project.write(name, "text\n")
+    seen = observe(project, "a")
+    assert "more.txt" in json.dumps(seen) and "idle.txt" in json.dumps(seen)
+
+
 def test_a_failed_step_is_not_tightened(project: Project) -> None:
     project.manifest('[steps.a]\ncommand = "exit 3"\ninputs = ["x"]\n')
     project.write("x", "x")

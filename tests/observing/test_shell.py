@@ -49,6 +49,22 @@ def test_a_script_on_stdin_is_run(step: Project) -> None:
     assert (done.returncode, done.stdout) == (5, b"text\n")
 
 
+def test_it_has_the_same_packages_and_the_same_clock_as_the_step(project: Project) -> None:
+    project.manifest(
+        """
+        [steps.a]
+        command = "test ! -e /usr/bin/gcc; date +%s > out.txt"
+        outputs = ["out.txt"]
+        system = "packages"
+        clock = "frozen"
+        """
+    )
+    ran = project.run("shell", "a", "--", "sh", "-c", "ls /usr/bin/gcc; date +%s")
+    assert ran.out.split() == ["315619200"] and "/usr/bin/gcc" in ran.err, (ran.out, ran.err)
+    assert project.build().counts == {"ran": 1}
+    assert project.read("out.txt") == "315619200\n"
+
+
 def test_what_cannot_be_is_said(step: Project) -> None:
     assert step.run("shell", "a", "--", "no-such-program").code == 127
     step.refuse("shell", "nope")
