@@ -24,7 +24,7 @@ from ..executors.base import Executor, Ran
 from ..executors.blobs import Blobs
 from ..executors.local import Keep, LocalExecutor
 from ..sandbox.base import Sandbox
-from ..sandbox.system import lookup, system_digest
+from ..sandbox.system import HostSystem, lookup
 from ..store.outbox import Outbox
 from . import explain, lines, noop, plans, schedule, touched
 from . import memory as memories
@@ -141,6 +141,7 @@ class _Run:
         self.host = os.uname().nodename
         self.outbox: Outbox | None = None
         self.trust = trust_of(site, options)
+        self.host_system = HostSystem(site.cache_home)
         self.part: touched.Part | None = None
         """What must be looked at, if that is not all of the plan."""
         self.secrets = Secrets(options.environment, site.settings.secrets)
@@ -246,7 +247,7 @@ class _Run:
             site.root,
             plan.roots,
             stamps,
-            system=lambda: system_digest(site.cache_home),
+            system=self.host_system.digest,
             lookup=lookup,
             host_env=options.environment,
             distribution=lambda: site.distribution,
@@ -575,7 +576,9 @@ class _Run:
         elif well and not self.options.dry_run:
             rested_on = self.trust.paths() if self.trust is not None else []
             steps, run = len(report.steps), self.run_id
-            noop.remember(self.site, self.options, self.planned, stamps, surroundings, steps, rested_on, run)
+            noop.remember(
+                self.site, self.options, self.planned, stamps, surroundings, steps, rested_on, run, self.host_system
+            )
         return report
 
     def _renew(self, part: touched.Part, stamps: Stamps, *, well: bool) -> None:

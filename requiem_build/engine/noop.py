@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
 from ..core.fields import dataclass, field
-from ..sandbox.system import system_digest, watched
 from . import quick, sealed
-from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_at
+from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_at, stamp_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ..sandbox.system import HostSystem
     from .options import Options
     from .plans import Planned
     from .site import Site
@@ -110,8 +110,11 @@ def remember(
     steps: int,
     rested_on: list[str],
     last_run: str | None,
+    host: HostSystem,
 ) -> None:
     """Writes down what a plain build rested on, with paths of the user's own in `rested_on`.
+
+    `host` is what `surroundings` ask about the host's system.
 
     Builds with other flags are not plain, and forget nothing.
     """
@@ -124,7 +127,7 @@ def remember(
 
     for path in (*links_of(config_path(options.environment)), *planned.kinds, *rested_on):
         items.setdefault(path, stamp_at(path))
-    system = _system(site, surroundings)
+    system = _system(surroundings, host)
     if system is None:
         return
     items |= system
@@ -210,10 +213,10 @@ def _save(site: Site, written: Written) -> None:
     sealed.save(quick.memory_path(site.root), site.seal, value)
 
 
-def _system(site: Site, surroundings: Surroundings) -> dict[str, Stamp] | None:
-    """The stamps of what the steps saw of the system; None if it is no longer that.
+def _system(surroundings: Surroundings, host: HostSystem) -> dict[str, Stamp] | None:
+    """The stamps of what the steps saw of the system; None if it is no longer that, or too young to be believed.
 
-    It is looked at again after its stamps were taken.
+    Those of all that the host has were taken before it was first asked about, so what has changed since is seen.
     """
     found: dict[str, Stamp] = {}
     if surroundings.saw_packages:
@@ -222,9 +225,11 @@ def _system(site: Site, surroundings: Surroundings) -> dict[str, Stamp] | None:
         if not distribution.still_holds():
             return None
     if surroundings.saw_host or not surroundings.saw_packages:
-        found |= {path: stamp_at(path) for path in watched()}
-        if system_digest(site.cache_home) != surroundings.system():
+        looked = host.look()
+        stamps = {path: NOTHING if seen is None else stamp_of(seen) for path, seen in looked.stamps.items()}
+        if any(is_racy(stamp, looked.at_ns) for stamp in stamps.values()):
             return None
+        found |= stamps
     return found
 
 

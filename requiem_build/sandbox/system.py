@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault
+from ..core.fields import dataclass
 
 if TYPE_CHECKING:
     from ..core.digest import Digest
@@ -72,18 +73,69 @@ def _names(folder: str) -> list[str]:
         return []
 
 
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What the host's system was. `stamps` are of every path of `watched`, None for what is absent, at `at_ns`."""
+
+    digest: Digest
+    stamps: Mapping[str, os.stat_result | None]
+    at_ns: int
+
+
+class HostSystem:
+    """The host's system as it was when it was first asked about."""
+
+    def __init__(self, cache_dir: str) -> None:
+        self._cache_dir = cache_dir
+        self._looked: Looked | None = None
+
+    def digest(self) -> Digest:
+        """As `system_digest`."""
+        return self.look().digest
+
+    def look(self) -> Looked:
+        if self._looked is None:
+            self._looked = _look(self._cache_dir)
+        return self._looked
+
+
+def _look(cache_dir: str) -> Looked:
+    """The stamps are taken before anything is read, and in one walk."""
+    began_ns = time.time_ns()
+    databases, shown = _package_databases(), _shown()
+    surveys = _surveys(databases, shown)
+    stamps = {"/etc": _lstat("/etc")}
+    for top, entries in surveys.items():
+        stamps |= {path: _lstat(path) for path in _way(top)}
+        for path, seen in entries:
+            if path != top:
+                stamps[path] = seen if isinstance(seen, os.stat_result) else _lstat(path)
+    return Looked(_digest(cache_dir, began_ns, databases, shown, surveys), stamps, began_ns)
+
+
 def system_digest(cache_dir: str) -> Digest:
     """One digest for the host's system: packages, /usr/local and the shown part of /etc.
 
     `cache_dir` remembers content by stamp, so that an unchanged system costs only a look at each file.
     Raises EnvironmentFault where no package database is known.
     """
+    began_ns = time.time_ns()
+    databases, shown = _package_databases(), _shown()
+    surveys = {top: _survey(top) for top in (*shown, *databases)}
+    return _digest(cache_dir, began_ns, databases, shown, surveys)
+
+
+def _digest(
+    cache_dir: str,
+    began_ns: int,
+    databases: Sequence[str],
+    shown: Sequence[str],
+    surveys: Mapping[str, Sequence[_Entry]],
+) -> Digest:
     from ..core.digest import object_digest, parse_digest
 
-    began_ns = time.time_ns()
-    databases = _package_databases()
-    entries = [entry for path in (*etc_entries(), _LOCAL) for entry in _survey(path)]
-    fingerprint = _fingerprint([*(entry for path in databases for entry in _survey(path)), *entries], began_ns)
+    entries = [entry for top in shown for entry in surveys[top]]
+    fingerprint = _fingerprint([*(entry for path in databases for entry in surveys[path]), *entries], began_ns)
     whole = Sealed(Path(cache_dir) / "system.whole.json")
     if fingerprint is not None and (known := whole.load().get(fingerprint)) is not None:
         return parse_digest(known)
@@ -113,13 +165,28 @@ def package_lines(databases: Sequence[str]) -> list[bytes]:
 
 def watched() -> list[str]:
     """Every path whose stamp the digest rests on, also what is absent and would count: equal stamps, equal digest."""
-    nested = [f"/etc/{name}" for name in _SHOWN_OF_ETC if "/" in name]
-    databases = _package_databases()
-    logs = [f"{path}-wal" for path in databases if path in _RPM]
     found = {"/etc": None}
-    for top in (*nested, *etc_entries(), _LOCAL, *databases, *logs):
-        found |= dict.fromkeys((*_way(top), *(path for path, _ in _survey(top))))
+    for top, entries in _surveys(_package_databases(), _shown()).items():
+        found |= dict.fromkeys((*_way(top), *(path for path, _ in entries)))
     return list(found)
+
+
+def _shown() -> tuple[str, ...]:
+    return (*etc_entries(), _LOCAL)
+
+
+def _surveys(databases: Sequence[str], shown: Sequence[str]) -> dict[str, list[_Entry]]:
+    """What is at and below each path that counts, or would if it were there."""
+    nested = (f"/etc/{name}" for name in _SHOWN_OF_ETC if "/" in name)
+    logs = (f"{path}-wal" for path in databases if path in _RPM)
+    return {top: _survey(top) for top in (*nested, *shown, *databases, *logs)}
+
+
+def _lstat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None
 
 
 def _way(path: str) -> list[str]:
