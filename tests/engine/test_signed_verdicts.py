@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 from person import MANIFEST, Person
 
+from requiem_build.core import canonical
+from requiem_build.core.fields import replace
+from requiem_build.core.seal import parse_envelope
+from requiem_build.core.verdict import parse_verdict
+from requiem_build.store.verdicts import verdict_in
+
 pytestmark = pytest.mark.userns
 
 BELOW = 'record is below the level "reproduced" that you ask for'
@@ -98,6 +104,23 @@ def test_what_was_not_signed_is_nobodys_word(ci: Person, laptop: Person) -> None
     assert asks(laptop, REPRODUCED) == ("ran", BELOW)
 
 
+def test_nobody_signs_on_what_stands_in_the_store(ci: Person) -> None:
+    """A key vouches for runs of its own, and not for those that an unsigned verdict tells of."""
+    ci.configure('[trust]\naccept = ["local"]\n')
+    reproduce(ci)
+    (path,) = (ci.shared / "verdicts").glob("??/*")
+    path.chmod(0o644)
+    told = parse_verdict(path.read_bytes())
+    path.write_bytes(replace(told, agreed={**told.agreed, "elsewhere": 99}).encoded)
+    ci.configure("[trust]\nsign = true\n")
+    ci.forget()
+    ci.hello()
+    reproduce(ci)
+    envelope = parse_envelope(canonical.parse(word(ci).read_bytes()))
+    said = verdict_in(envelope)
+    assert said is not None and said.agreed and "elsewhere" not in said.agreed
+
+
 def test_every_changed_byte_makes_it_nobodys_word(ci: Person, laptop: Person) -> None:
     reproduce(ci)
     path = word(ci)
@@ -145,13 +168,19 @@ def test_nor_is_what_others_put_into_its_place(ci: Person, laptop: Person, tmp_p
     record = next((ci.shared / "records/signed" / path.parent.parent.name).glob("??/*"))
     envelope = json.loads(record.read_bytes())["record"]["signatures"][0]
     path.chmod(0o644)
+
+    def spelled(value: object) -> bytes:
+        """As Requiem writes it: nothing is refused for its spelling."""
+        return json.dumps(value, separators=(",", ":"), sort_keys=True).encode()
+
+    assert spelled(genuine) == path.read_bytes(), "the control"
     for content in (
         forged,
-        json.dumps({**json.loads(forged), "signatures": genuine["signatures"]}).encode(),
-        json.dumps(other).encode(),
-        json.dumps(envelope).encode(),
-        json.dumps({**genuine, "signatures": []}).encode(),
-        json.dumps({**genuine, "signatures": signatures}, separators=(",", ":"), sort_keys=True).encode(),
+        spelled({**json.loads(forged), "signatures": genuine["signatures"]}),
+        spelled(other),
+        spelled(envelope),
+        spelled({**genuine, "signatures": []}),
+        spelled({**genuine, "signatures": signatures}),
         b"",
         b"[" * 100_000,
     ):
