@@ -34,6 +34,7 @@ from .lock import workspace_lock
 from .options import Options
 from .owning import foreign_owner, refuse_behind_links, refuse_tracked, remove_vanished
 from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
+from .recollection import Recollection
 from .report import Report
 from .requests import RequestMaker
 from .secrets import Secrets, check_environment
@@ -420,20 +421,31 @@ class _Run:
             maker=RequestMaker(workspace, surroundings, host_platform(), level),
             workspace=workspace,
             store=self.store,
-            memory=self.memory,
+            recollection=self._recollection(layout, workspace.blobs),
             layout=layout,
             rebuilder=self._rebuilder(executor, workspace.blobs),
             emit=self.emit,
-            variant=self.options.variant,
             use_cache=self.options.cache in ("rw", "ro"),
             dry_run=self.options.dry_run,
             verbose=self.options.verbose,
-            trust=self.trust.digest if self.trust is not None else "",
-            why_refused=partial(self.trust.why_refused, self.view) if self.trust is not None else None,
-            explain=self._explain,
             asked=self.asked,
             known={} if self.part is None else touched.Outcomes(self.part),
             environment=self.options.environment,
+        )
+
+    def _recollection(self, layout: Layout, blobs: Blobs) -> Recollection:
+        trust, part = self.trust, self.part
+        return Recollection(
+            self.memory,
+            layout,
+            blobs,
+            self.store,
+            self.options.variant,
+            trust=trust.digest if trust is not None else "",
+            why_refused=partial(trust.why_refused, self.view) if trust is not None else None,
+            explain=self._explain,
+            lost=part.lost if part is not None and self.asked is None else frozenset(),
+            looked_at=self.planned.plan.instances,
         )
 
     def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:

@@ -7,26 +7,24 @@ It runs in a worker thread and knows nothing of order: the schedule has seen to 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Container, Mapping, Set
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..core.digest import Digest
-from ..core.entries import Entry, File
+from ..core.entries import Entry
 from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
-from ..core.fields import dataclass, field, replace
+from ..core.fields import dataclass, field
 from ..core.instance import Instance
 from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request
-from ..executors.discovery import discovered_now
 from ..store.layout import Store
-from . import explain, hints, lost
+from . import hints, lost
 from .flights import Flights
 from .layout import Layout
-from .memory import Memory, Remembered
-from .rebuild import Built, Rebuilder, Wanted, is_there
+from .memory import Remembered
+from .rebuild import Built, Rebuilder, Wanted
+from .recollection import Recollection
 from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
 from .workspace import InputChanged, Workspace
 
@@ -86,35 +84,22 @@ class Performer:
     maker: RequestMaker
     workspace: Workspace
     store: Store
-    memory: Memory
+    recollection: Recollection
     layout: Layout
     rebuilder: Rebuilder
     emit: Listener
-    variant: str
     use_cache: bool
     dry_run: bool
     verbose: bool
-    trust: str = ""
-    """The hit policy's digest, empty if any record may answer."""
-    why_refused: Callable[[Request, Mapping[str, Entry]], str] | None = None
-    """Why that policy did not take a record that is there; empty if there was none."""
-    explain: Callable[[Mapping[str, object], Mapping[str, object]], str] = explain.short_reason
-    """Words for the difference of two requests."""
     asked: Callable[[str, Request, Mapping[str, Entry]], None] | None = None
     """Told each step's request, and what `discover` offers to it, before it is answered."""
     ran_unremembered: bool = False
     """Whether a step ran that runs each time: then there is never nothing to do."""
-    lost: Set[str] = frozenset()
-    """Steps of which nothing but outputs is known to have changed: their requests are what they were."""
-    looked_at: Container[str] = frozenset()
-    """With `lost`: all other steps are as they were."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """The caller's: a variable that a step lacks and that is there is named."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
     """The outputs of each step that has ended and that another waited for."""
     _flights: Flights = field(default_factory=Flights)
-    _as_before: set[str] = field(default_factory=set)
-    """Of those that were looked at, the ones that have what they had."""
 
     def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
         """The step's outcome if it is quickly had; else what is left to do, for a worker."""
@@ -122,18 +107,18 @@ class Performer:
         made = {need: outcome.outputs for need, outcome in needed.items()}
         self.known.update(made)
         known = all(outcome.known for outcome in needed.values())
-        as_before = self._waits_for_nothing_new(instance)
+        as_before = self.recollection.waits_for_nothing_new(instance)
         if instance.is_group:
             if as_before:
-                self._as_before.add(name)
+                self.recollection.note_as_before(name)
             merged = {path: entry for need in instance.needs for path, entry in made[need].items()}
             return Outcome(True, merged, None, known=known)
         if not known:
             finished = self._finished(instance, "unknown", reason="it waits for a miss")
             return Outcome(True, {}, finished, known=False)
-        restored = self._recovered(instance) if as_before and name in self.lost else None
-        if restored is not None:
-            return restored
+        remembered = self.recollection.recovered(instance) if as_before else None
+        if remembered is not None:
+            return self._as_remembered(instance, remembered, "hit")
         if self._is_heavy(instance, made):
             return lambda: self._perform(instance, made)
         try:
@@ -229,13 +214,13 @@ class Performer:
             self.asked(instance.name, asked.request, offered)
         refusal = why_not_remembered(instance, asked.request.policy.sandbox)
         if self.use_cache and not refusal:
-            fresh = self._fresh(instance, asked.request, offered)
-            if fresh is not None:
-                return fresh
+            found = self.recollection.answer(instance, asked.request, offered, restore=not self.dry_run)
+            if found is not None:
+                return self._as_remembered(instance, *found)
         self.ran_unremembered |= bool(refusal)
         if self.dry_run:
             return self._predict(instance, asked.request, offered, refusal)
-        reason = _Once(lambda: refusal or self._reason(instance, asked.request, offered))
+        reason = _Once(lambda: refusal or self.recollection.reason(instance, asked.request, offered))
         if not refusal and asked.request.digest not in self._flights:
             recalled = self.rebuilder.recall(asked.request, offered)
             if recalled is not None:
@@ -270,42 +255,7 @@ class Performer:
                     offered[path] = entry
         return offered
 
-    # Fresh: nothing to do, the workspace is already right
-
-    def _fresh(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> Outcome | None:
-        remembered = self.memory.steps.get(instance.name)
-        if remembered is None or remembered.trust != self.trust:
-            return None
-        if remembered.discovered is not None:
-            request = request.with_discovered(discovered_now(remembered.discovered, offered))
-        if request.digest != remembered.request_digest:
-            return None
-        state: StepState = "fresh"
-        if not self._in_place(instance, remembered.outputs):
-            if self.dry_run or not self._restore(instance, remembered):
-                return None
-            state = "hit"
-        return self._as_remembered(instance, remembered, state)
-
-    def _waits_for_nothing_new(self, instance: Instance) -> bool:
-        return bool(self.lost) and all(
-            need in self._as_before or need not in self.looked_at for need in (*instance.needs, *instance.after)
-        )
-
-    def _recovered(self, instance: Instance) -> Outcome | None:
-        """A lost step's outputs, from the store and without its request: by induction that is the remembered one."""
-        remembered = self.memory.steps.get(instance.name)
-        if remembered is None or remembered.trust != self.trust or remembered.variant != self.variant:
-            return None
-        try:
-            if not self._restore(instance, remembered):
-                return None
-        except (CorruptObject, MissingObject):  # Lost since it was looked for: it is made again.
-            return None
-        return self._as_remembered(instance, remembered, "hit")
-
     def _as_remembered(self, instance: Instance, remembered: Remembered, state: StepState) -> Outcome:
-        self._as_before.add(instance.name)
         return Outcome(
             True,
             remembered.outputs,
@@ -320,37 +270,20 @@ class Performer:
                 warnings=remembered.warnings,
                 record_digest=remembered.record_digest,
             ),
-            remembered if remembered.variant == self.variant else replace(remembered, variant=self.variant),
+            self.recollection.renewed(remembered),
         )
-
-    def _restore(self, instance: Instance, remembered: Remembered) -> bool:
-        """Lays out what this very request is remembered to have given, if the store has all of it, verified."""
-        files = [entry for entry in remembered.outputs.values() if isinstance(entry, File)]
-        if not (instance.lay_out and remembered.recorded and len(files) == len(remembered.outputs)):
-            return False
-        if not all(is_there(self.workspace.blobs, entry) for entry in files):
-            return False
-        self.layout.lay_out(instance.name, remembered.outputs, self._previous(instance))
-        return True
-
-    def _in_place(self, instance: Instance, outputs: Mapping[str, Entry]) -> bool:
-        if instance.lay_out:
-            return all(self.layout.is_right(path, entry) for path, entry in outputs.items())
-        if not all(is_there(self.workspace.blobs, entry) for entry in outputs.values() if isinstance(entry, File)):
-            return False
-        return not self.store.missing_of(outputs.values())
 
     # Hit, or run
 
     def _predict(self, instance: Instance, request: Request, offered: Mapping[str, Entry], refusal: str) -> Outcome:
         found = self.rebuilder.recall(request, offered) if self.use_cache and not refusal else None
         if found is None:
-            reason = refusal or self._reason(instance, request, offered)
+            reason = refusal or self.recollection.reason(instance, request, offered)
             finished = self._finished(instance, "miss", request.digest, reason=reason)
             return Outcome(True, {}, finished, known=False)
         result = found.result
         assert result is not None
-        in_place = self._in_place(instance, result.outputs)
+        in_place = self.recollection.in_place(instance, result.outputs)
         finished = self._finished(
             instance,
             "fresh" if in_place else "hit",
@@ -446,7 +379,7 @@ class Performer:
             warnings.append("captured output was cut at max_output_bytes")
         changed = False
         if not failure and instance.lay_out:
-            changed = self.layout.lay_out(instance.name, result.outputs, self._previous(instance))
+            changed = self.layout.lay_out(instance.name, result.outputs, self.recollection.previous(instance))
         state: StepState = "failed" if failure else "ran" if ran is not None else "hit" if changed else "fresh"
         if built.same_as:
             state, why = "hit", f"{SAME} {built.same_as}"
@@ -475,30 +408,7 @@ class Performer:
         )
         if failure:
             return Outcome(False, {}, finished, built=built)
-        return Outcome(True, result.outputs, finished, self._remember(built, finished), built=built)
-
-    def _previous(self, instance: Instance) -> Mapping[str, Entry]:
-        """What this step made before under the same profile and settings: another variant's outputs are not stale."""
-        previous = self.memory.steps.get(instance.name)
-        return previous.outputs if previous is not None and previous.variant == self.variant else {}
-
-    def _remember(self, built: Built, finished: StepFinished) -> Remembered:
-        assert built.result is not None
-        previous = self.memory.steps.get(finished.name)
-        duration_ms = built.record.duration_ms if built.record else previous.duration_ms if previous else 0
-        discovered = None if built.request.discovered is None else tuple(built.request.discovered)
-        return Remembered(
-            built.request.digest,
-            built.result.digest,
-            built.result.outputs,
-            duration_ms,
-            discovered,
-            self.variant,
-            tuple(w for w in finished.warnings if w.startswith("captured output")),
-            recorded=built.recorded,
-            trust=self.trust,
-            record_digest=built.filed.digest if built.filed is not None else None,
-        )
+        return Outcome(True, result.outputs, finished, self.recollection.learnt(built, finished), built=built)
 
     def _hints(self, instance: Instance, inputs: Inputs, built: Built, offered: Mapping[str, Entry]) -> tuple[str, ...]:
         ran = built.ran
@@ -514,25 +424,3 @@ class Performer:
             environment=self.environment,
         )
         return (*self.maker.package_hints(built.request, text), *found)
-
-    # Why
-
-    def _reason(self, instance: Instance, request: Request, offered: Mapping[str, Entry]) -> str:
-        """Why this is not fresh, by the request that was last answered here."""
-        refused = self.why_refused(request, offered) if self.why_refused is not None else ""
-        if refused:
-            return refused
-        if instance.name in self.memory.failed:
-            return "it failed last time"
-        remembered = self.memory.steps.get(instance.name)
-        if remembered is None:
-            return "never built here"
-        kept = self.store.records.find(Digest(remembered.request_digest))
-        if kept is None:
-            return "its last request is gone from the store"
-        if remembered.discovered is not None:
-            request = request.with_discovered(discovered_now(remembered.discovered, offered))
-        if request.digest == remembered.request_digest:
-            gone = [path for path, entry in remembered.outputs.items() if not self.layout.is_right(path, entry)]
-            return f"output {gone[0]} is missing or changed" if gone else "its result is gone from the store"
-        return self.explain(json.loads(kept.request), request.as_json())

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 from project import Project
 
+from requiem_build.core.instance import Instance
+from requiem_build.engine import build as engine
 from requiem_build.engine import memory, noop, quick, touched
 from requiem_build.engine.options import Options
+from requiem_build.engine.requests import RequestMaker
 from requiem_build.engine.site import find_site, question_of
 
 pytestmark = pytest.mark.userns
@@ -145,6 +148,22 @@ def test_lost_outputs_come_back_whatever_waits_for_them(settled: Project) -> Non
     assert looked_at(settled) == set()
     assert settled.run("replay").code == 0
     assert settled.build(env={"WHO": "me"}).counts == {"fresh": 9}
+
+
+def test_the_requests_of_lost_outputs_are_not_made_again(settled: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    make = RequestMaker.make
+
+    def note(self: RequestMaker, instance: Instance, *more: Any) -> Any:
+        made.append(instance.name)
+        return make(self, instance, *more)
+
+    monkeypatch.setattr(RequestMaker, "make", note)
+    lose(settled, *SINGLE)
+    settled.write("in.txt", "other\n")
+    options = Options(str(settled.root), settled.environment({"WHO": "me"}), brief=True)
+    assert engine.build(options, lambda _: None).counts()["hit"] == 7
+    assert made == ["fed"], "what it reads has changed"
 
 
 def test_a_lost_output_below_a_step_that_gives_another_result_is_made_anew(settled: Project) -> None:
