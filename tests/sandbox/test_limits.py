@@ -56,9 +56,18 @@ def test_a_fork_bomb_ends_at_the_limit(run_python):
     assert run_python("print('still here')").out == "still here\n"
 
 
+THREADS = """
+import threading, time
+try:
+    for number in range(60):
+        threading.Thread(target=time.sleep, args=(30,), daemon=True).start()
+finally:
+    time.sleep(0.5)  # So that who looks 20 times a second sees them.
+"""
+
+
 def test_threads_count_as_processes_do(run_python):
-    script = "import threading, time\nfor i in range(60): threading.Thread(target=time.sleep, args=(30,)).start()"
-    assert run_python(script, processes=30).finished.termination == "processes"
+    assert run_python(THREADS, processes=30).finished.termination == "processes"
 
 
 def test_the_control_as_many_processes_as_the_limit_allows(run_python):
