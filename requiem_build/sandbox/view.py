@@ -45,6 +45,7 @@ _DEVICE_LINKS = (
 )
 _PROC_READ_ONLY = ("sys", "irq", "bus", "fs", "sysrq-trigger")
 _PROC_MASKED = ("kallsyms", "kcore", "key-users", "keys", "kmsg", "latency_stats", "sched_debug", "scsi", "timer_list")
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
 _UNLIMITED = -1
 _LIMITS = (
     # What a step starts with: soft and hard, unless the engine's own hard limit is lower.
@@ -276,10 +277,10 @@ def _plan_clock(here: Perturbation) -> list[Operation]:
 
 
 def _plan_facts(here: Perturbation, frozen: bool) -> list[Operation]:
-    """Other facts of the host in /proc; the C library counts processors in its `stat` where /sys is absent."""
-    files: dict[str, bytes] = {}
+    """Facts of the host in /proc that are the world's, each covered once; the C library counts processors in its `stat` where /sys is absent."""
+    files: dict[str, bytes] = {_BOOT_ID: b"00000000-0000-4000-8000-000000000000\n"}
     if here.other_host:
-        files = {path: text.encode() for path, text in OTHER_HOST.items() if os.path.exists(path)}
+        files |= {path: text.encode() for path, text in OTHER_HOST.items() if os.path.exists(path)}
     if here.other_host or here.cpus is not None:
         count = here.cpus or len(os.sched_getaffinity(0))
         content = files.get("/proc/stat") or read("/proc/stat")
@@ -315,7 +316,6 @@ def _plan_proc() -> list[Operation]:
         ("sysctl", "user/max_user_namespaces", "0"),
         *(("read_only", f"/proc/{name}") for name in _PROC_READ_ONLY),
         *(("mask", f"/proc/{name}") for name in _PROC_MASKED),
-        ("cover", "/proc/sys/kernel/random/boot_id", b"00000000-0000-4000-8000-000000000000\n"),
     ]
 
 

@@ -106,8 +106,11 @@ def _hash(descriptor: int, size: int, size_max: int | None) -> Hasher:
 
 def is_fresh(descriptor: int) -> bool:
     """Whether `copy_hashed` can fill it: an empty file, open for reading and writing."""
-    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
-        return False
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR and is_empty(descriptor)
+
+
+def is_empty(descriptor: int) -> bool:
+    """Whether it is a file without a byte."""
     found = os.fstat(descriptor)
     return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
