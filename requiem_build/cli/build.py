@@ -70,7 +70,7 @@ def command(
         sets=parse_sets(set_),
         tags=tag,
         wait=not no_wait,
-        brief=not (shared.json or shared.verbose),
+        brief=not (shared.json or shared.verbose or timeline is not None),
     )
     if explain_policy is not None:
         from .policy import tell_policy

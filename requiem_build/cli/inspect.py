@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 SCHEMAS = (
     *("manifest", "request", "result", "record", "meta", "event", "report", "replay", "reproduce", "version"),
-    *("list", "why", "view", "system"),
+    *("list", "why", "view", "system", "policy", "observe", "tighten", "add"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
     *("clean", "error", "log"),
     *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle", "doctor"),

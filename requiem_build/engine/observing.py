@@ -316,7 +316,7 @@ def outside_line(path: str) -> str:
 
 def _is_clutter(path: str) -> bool:
     """Caches and Requiem's own directories: hidden, and no loss to anybody."""
-    return any(is_never(name) and name not in SHOWN | _VERSIONS for name in path.split("/"))
+    return any(name and is_never(name) and name not in SHOWN | _VERSIONS for name in path.split("/"))
 
 
 def _is_text(path: str) -> bool:

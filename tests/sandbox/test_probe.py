@@ -8,7 +8,7 @@ import time
 import pytest
 
 from requiem_build.core.errors import SandboxUnavailable
-from requiem_build.sandbox import probe, probe_held
+from requiem_build.sandbox import linux, probe, probe_held
 
 
 @pytest.mark.userns
@@ -39,7 +39,7 @@ def test_a_host_without_strict_gets_a_reason_and_a_way(monkeypatch):
     def refuse(**_):
         raise SandboxUnavailable("not here", facts=[("operation", "new_user")], hint="do this")
 
-    monkeypatch.setattr(probe, "StrictSandbox", refuse)
+    monkeypatch.setattr(linux, "StrictSandbox", refuse)
     (capability,) = probe.probe()
     assert (capability.in_force, capability.detail, capability.how_to_get) == (
         False,

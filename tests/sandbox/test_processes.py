@@ -42,7 +42,7 @@ def test_a_deadline_is_kept_though_there_is_always_something_to_read():
     ours, theirs = socket.socketpair()
     streams[1].close_writer()
     try:
-        reply = Watch(Channel(ours), 1, OneProcess(process.pid), streams).follow(100)
+        reply = Watch(Channel(ours), 1, OneProcess(process.pid), streams, {}).follow(100)
     finally:
         process.kill()
         process.returncode = 0  # It has been waited for.

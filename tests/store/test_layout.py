@@ -20,7 +20,7 @@ def test_a_new_store_bears_its_mark_and_keeps_out_of_git_and_backups(tmp_path: P
     root = tmp_path / "deep" / "down" / ".cas"
     Store(root)
     assert sorted(os.listdir(root)) == [".gitignore", "CACHEDIR.TAG", "records", "requiem-store", "runs", "v2"]
-    assert sorted(os.listdir(root / "v2")) == ["objects", "packs", "quarantine", "tmp"]
+    assert sorted(os.listdir(root / "v2")) == ["objects", "packs", "quarantine", "size", "tmp"]
     assert json.loads((root / "requiem-store").read_bytes()) == {"format": 2, "hash": "blake3-256"}
     assert (root / ".gitignore").read_bytes() == b"*\n"
     assert (root / "CACHEDIR.TAG").read_bytes().startswith(b"Signature: 8a477f597d28d172789f06886806bc55")
