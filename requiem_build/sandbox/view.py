@@ -277,7 +277,10 @@ def _plan_clock(here: Perturbation) -> list[Operation]:
 
 
 def _plan_facts(here: Perturbation, frozen: bool) -> list[Operation]:
-    """Facts of the host in /proc that are the world's, each covered once; the C library counts processors in its `stat` where /sys is absent."""
+    """Facts of the host in /proc that are the world's, each covered once.
+
+    The C library counts processors in its `stat` where /sys is absent.
+    """
     files: dict[str, bytes] = {_BOOT_ID: b"00000000-0000-4000-8000-000000000000\n"}
     if here.other_host:
         files |= {path: text.encode() for path, text in OTHER_HOST.items() if os.path.exists(path)}
