@@ -98,6 +98,13 @@ def build(
     Raises RequiemError for what is wrong before any step runs; a failed step is in the report.
     """
     _make_garbage_rare()
+    try:
+        return _build(options, listener, on_start, asked)
+    finally:
+        gc.enable()
+
+
+def _build(options: Options, listener: Listener, on_start: OnStart, asked: Asked | None) -> Report:
     site = find_site(options)
     if options.dry_run and not can_write(site):
         return _Run(site, options, listener, asked).run(on_start)  # A question changes nothing, and needs no lock.
@@ -117,8 +124,9 @@ def build(
 
 
 def _make_garbage_rare() -> None:
-    """A plan lives as long as we do and a step makes few cycles: looking for them cost a tenth of a build."""
+    """A plan lives as long as we do, so nothing is looked for while it is made; and a step makes few cycles."""
     gc.set_threshold(50_000, 20, 20)
+    gc.disable()
 
 
 class _Run:
@@ -258,6 +266,7 @@ class _Run:
             refuse_behind_links(site.root, plan)
             self._check_environment()
         gc.freeze()
+        gc.enable()
         with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
             self.executor = executor
             on_start(
@@ -268,6 +277,7 @@ class _Run:
             )
             self.performer = self._performer(workspace, surroundings, layout, executor)
             self._schedule(self.performer)
+        gc.disable()  # What is written down now is needed to the end.
         if not options.dry_run:
             self._tidy(layout, stamps, question)
         return self._conclude(stamps, question, surroundings)
