@@ -83,10 +83,15 @@ def _changes(old: Mapping[str, Any], new: Mapping[str, Any], system: System | No
     if old["command"] != new["command"]:
         yield Change("command", "", "changed", old["command"], new["command"])
     yield from _named("variable", old["env"], new["env"])
-    yield from _roots(old["roots"], new["roots"], system)
+    views = (old["policy"].get("system"), new["policy"]["system"])
+    if views[0] != views[1]:  # All that the host has, or packages: what differs between the two is no change of either.
+        yield Change("policy", "system", "changed", *views)
+        yield from _named("root", _without_system(old["roots"]), _without_system(new["roots"]))
+    else:
+        yield from _roots(old["roots"], new["roots"], system)
     yield from _named("tool", old["tools"], new["tools"])
     for name in sorted(new["policy"]):
-        if old["policy"].get(name) != new["policy"][name]:
+        if name != "system" and old["policy"].get(name) != new["policy"][name]:
             yield Change("policy", name, "changed", old["policy"].get(name), new["policy"][name])
     for name, shown in _SINGLE.items():
         if old[name] != new[name]:
@@ -129,5 +134,8 @@ def _roots(old: Mapping[str, str], new: Mapping[str, str], system: System | None
     if before != after:
         known = list(system(before, after)) if system is not None and before and after else []
         yield from known or [Change("system", "", "changed", before, after)]
-    rest = [{path: digest for path, digest in side.items() if path != SYSTEM_ROOT} for side in (old, new)]
-    yield from _named("root", rest[0], rest[1])
+    yield from _named("root", _without_system(old), _without_system(new))
+
+
+def _without_system(roots: Mapping[str, str]) -> dict[str, str]:
+    return {path: digest for path, digest in roots.items() if path != SYSTEM_ROOT}

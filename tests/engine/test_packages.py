@@ -220,3 +220,9 @@ def test_steps_with_other_tools_run_beside_each_other(hello: Project) -> None:
     counted = [hello.read(f"{number}.txt") for number in range(10)]
     assert counted[:5] == counted[5:]
     assert len(set(counted)) > 1
+
+
+def test_another_kind_of_view_is_no_change_of_thousands_of_packages(hello: Project) -> None:
+    hello.build("hello")
+    hello.manifest(MANIFEST.replace('system = "packages"', 'system = "host"'))
+    assert hello.build("-n", "hello").step("hello")["reason"] == "system packages -> host"
