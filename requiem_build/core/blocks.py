@@ -6,8 +6,8 @@ import json
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
+from .fields import dataclass, field
 from .patterns import escape
 
 WIDTH = 100

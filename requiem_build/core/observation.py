@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
+from .fields import dataclass, field
 from .paths import ancestors
 from .policy import WORKSPACE
 

@@ -14,6 +14,8 @@ from .fields import dataclass, field, replace
 from .policy import CLOCKS, LEVELS, NETWORKS, RANDOMS, SYSTEMS, WORLD, Policy
 
 SCHEMA = "requiem.request/1"
+SYSTEM_ROOT = "/usr"
+"""The root that stands for the system view: its digest is that of all that a step sees of the host's system."""
 ABSENT = "absent"
 LISTING = "//discover"
 """The key in `discovered` that holds the digest of the list of all paths that `discover` matches."""

@@ -14,11 +14,10 @@ import shlex
 import stat
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from ..core.blocks import Block, grouped, literal, whole_directories
 from ..core.errors import EnvironmentFault, ManifestError, RequiemError, UsageError
-from ..core.fields import replace
+from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from ..core.manifest import Manifest, load_manifest
 from ..core.observation import EXECUTED, LOOKED, READ, Observation, readable
@@ -27,9 +26,10 @@ from ..core.plan import make_plan
 from ..executors.depfile import parse_depfile
 from .observing import SHOWN, Observer, Told
 from .options import Options
-from .rehearsal import Part, Stage, surroundings_of
+from .rehearsal import Part, Stage
 from .requests import Inputs, RequestMaker
 from .site import Site, find_site, host_platform, question_of
+from .surroundings import surroundings_of
 from .workspace import Files, WorkspaceListing
 
 _WORD = re.compile(r"[^\s'\"();|&<>]+")
@@ -139,7 +139,7 @@ def add(site: Site, options: Options, block: Block, plan: Plan, stage: Stage) ->
 def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: Plan) -> Part:
     """Its program and whatever else it reads is seen through the backdrop: nothing is declared yet."""
     bare = replace(instance, inputs=(), needs=(), after=())
-    surroundings = surroundings_of(site, plan, options, stage.workspace.stamps)
+    surroundings = surroundings_of(site, plan.roots, stage.workspace.stamps, options.environment)
     maker = RequestMaker(stage.workspace, surroundings, host_platform(), "strict")
     asked = maker.make(bare, Inputs({}, frozenset(), {}), instance.command, {})
     return Part(bare, asked.request, {})

@@ -24,7 +24,7 @@ from ..executors.base import Executor, Ran
 from ..executors.blobs import Blobs
 from ..executors.local import Keep, LocalExecutor
 from ..sandbox.base import Sandbox
-from ..sandbox.system import HostSystem, lookup
+from ..sandbox.system import HostSystem
 from ..store.outbox import Outbox
 from . import explain, lines, noop, plans, schedule, touched
 from . import memory as memories
@@ -56,7 +56,7 @@ from .site import (
 )
 from .stamps import Stamps, tells_changes_apart
 from .step import INTERRUPTED, Outcome, Performer, why_not_remembered
-from .surroundings import Surroundings
+from .surroundings import Surroundings, surroundings_of
 from .upkeep import Upkeep
 from .workspace import Workspace
 
@@ -252,15 +252,7 @@ class _Run:
             plan.declared,
             lambda text: self.emit(Warned(text)),
         )
-        surroundings = Surroundings(
-            site.root,
-            plan.roots,
-            stamps,
-            system=self.host_system.digest,
-            lookup=lookup,
-            host_env=options.environment,
-            distribution=lambda: site.distribution,
-        )
+        surroundings = surroundings_of(site, plan.roots, stamps, options.environment, self.host_system.digest)
         if not options.dry_run:
             refuse_tracked(site.root, plan, self._made(), layout)
             refuse_behind_links(site.root, plan)

@@ -14,6 +14,7 @@ from typing import Any
 from ..core import canonical
 from ..core.digest import Domain, digest
 from ..core.errors import RequestError, UnknownName, UsageError
+from ..core.request import SYSTEM_ROOT
 from . import history
 from .report import SCHEMA as REPORT
 from .why import Comparison, Difference, Explainer, Why
@@ -116,8 +117,8 @@ def _known(explainer: Explainer, name: str, mine: Mapping[str, Any]) -> Iterator
     from ..sandbox.parts import known_digests
 
     for system in known_digests(explainer.prediction.site.cache_home):
-        if mine["roots"].get("/usr") not in (None, system):
-            yield {**mine, "roots": {**mine["roots"], "/usr": system}}
+        if mine["roots"].get(SYSTEM_ROOT) not in (None, system):
+            yield {**mine, "roots": {**mine["roots"], SYSTEM_ROOT: system}}
 
 
 Part = tuple[str, str | None]

@@ -12,16 +12,15 @@ from ..core.entries import Tree
 from ..core.errors import EnvironmentFault, RequestError, UnknownName
 from ..core.instance import Instance
 from ..core.policy import Limits
-from ..core.request import Request
+from ..core.request import SYSTEM_ROOT, Request
 from ..executors.base import Ran
 from ..executors.blobs import Blobs
-from ..executors.local import SYSTEM_ROOT, LocalExecutor
-from ..sandbox.system import lookup, system_digest
+from ..executors.local import LocalExecutor
 from ..store.layout import Store
 from .secrets import Secrets
 from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
-from .surroundings import Surroundings
+from .surroundings import surroundings_of
 
 
 def execute(
@@ -80,9 +79,7 @@ def _check_host(request: Request, site: Site) -> None:
             facts=[("request", str(dict(request.platform))), ("host", str(host_platform()))],
         )
     stamps = Stamps()
-    surroundings = Surroundings(
-        site.root, {}, stamps, lambda: system_digest(site.cache_home), lookup, {}, lambda: site.distribution
-    )
+    surroundings = surroundings_of(site, {}, stamps, {})
     probe = Instance("exec", "exec", request.command, "", policy=request.policy, tools=tuple(request.tools))
     others = set(request.roots) - {SYSTEM_ROOT}
     for path, digest in request.roots.items():

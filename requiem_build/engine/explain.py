@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..core.fields import dataclass
+from ..core.request import ABSENT, LISTING, SYSTEM_ROOT
 
-SYSTEM_ROOT = "/usr"
-LISTING = "//discover"
-ABSENT = "absent"
 SHOWN_MAX = 60
 
 _LISTED = "the files that discover matches are others"

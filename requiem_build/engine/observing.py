@@ -12,10 +12,9 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from ..core.errors import EnvironmentFault, Interrupted
-from ..core.fields import replace
+from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from ..core.observation import WROTE, Access, Declared, Observation, Touched, judge
 from ..core.patterns import compile_pattern, escape, is_never, is_pattern

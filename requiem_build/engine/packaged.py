@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from ..core.digest import Digest, object_digest
 from ..core.errors import UnknownName
 from ..core.instance import Instance
+from ..core.request import SYSTEM_ROOT
 from ..sandbox.distribution import Distribution
 from ..sandbox.system import lookup
 from ..sandbox.visible import View
@@ -62,7 +63,7 @@ class Packaged:
     def _own_directories(self, instance: Instance, roots: Collection[str]) -> tuple[str, ...]:
         """Directories of the step's PATH that come before those of packages, as far as it sees them."""
         own = [os.path.join(self._workspace, each) for each in instance.policy.path]
-        if any(root == _LOCAL or _LOCAL.startswith(f"{root}/") for root in roots if root != "/usr"):
+        if any(root == _LOCAL or _LOCAL.startswith(f"{root}/") for root in roots if root != SYSTEM_ROOT):
             own.append(_LOCAL)
         return tuple(own)
 

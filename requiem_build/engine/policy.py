@@ -16,12 +16,11 @@ from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
 from ..core.policy import WORLD_ENVIRONMENT
-from ..core.request import Request
+from ..core.request import SYSTEM_ROOT, Request
 from ..core.secrecy import looks_secret
 from ..executors.blobs import EACH_MAX, Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.explained import Explained, existing, explain_none, explain_process, explain_strict
-from ..sandbox.system import lookup, system_digest
 from ..sandbox.view import read_host
 from ..store.layout import Store
 from . import memory, plans
@@ -29,7 +28,7 @@ from .options import Options
 from .requests import Inputs, RequestMaker
 from .site import Site, find_site, host_platform, question_of, working_store
 from .stamps import Stamps
-from .surroundings import Surroundings
+from .surroundings import surroundings_of
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -104,15 +103,7 @@ class _Explanation:
         self.memory = memory.load(site.dot, site.seal)
         stamps = Stamps(self.memory.known)
         self.workspace = Workspace(site.root, stamps, Blobs(self.store.objects))
-        self.surroundings = Surroundings(
-            site.root,
-            planned.plan.roots,
-            stamps,
-            system=lambda: system_digest(site.cache_home),
-            lookup=lookup,
-            host_env=options.environment,
-            distribution=lambda: site.distribution,
-        )
+        self.surroundings = surroundings_of(site, planned.plan.roots, stamps, options.environment)
         self.unknown: list[str] = []
 
     def explain(self, instance: Instance, others: int) -> StepPolicy:
@@ -191,7 +182,9 @@ class _Explanation:
         from ..sandbox.showing import show
 
         site = self.site
-        return show(site.distribution, request.roots["/usr"], list(request.roots), site.cache_home, lambda shown: shown)
+        return show(
+            site.distribution, request.roots[SYSTEM_ROOT], list(request.roots), site.cache_home, lambda shown: shown
+        )
 
     def _environment(self, instance: Instance, request: Request) -> tuple[Variable, ...]:
         passed = set(self.surroundings.passed(instance))

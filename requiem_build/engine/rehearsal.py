@@ -7,18 +7,16 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.entries import Entry
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
-from ..core.fields import replace
+from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
-from ..core.request import Request
+from ..core.request import SYSTEM_ROOT, Request
 from ..executors.blobs import Blobs
-from ..executors.local import SYSTEM_ROOT, LocalExecutor
+from ..executors.local import LocalExecutor
 from ..sandbox.base import Finished, Job, Sandbox
-from ..sandbox.system import lookup, system_digest
 from ..store.layout import Store
 from . import build as builds
 from . import plans
@@ -26,7 +24,7 @@ from .options import Options
 from .rerun import Beside
 from .site import Site, boot_sandbox, find_site, prepare_dot, question_of, working_store
 from .stamps import Stamps
-from .surroundings import Surroundings
+from .surroundings import Surroundings, surroundings_of
 from .workspace import InputChanged, Workspace
 
 
@@ -88,7 +86,7 @@ def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> 
             )
     parts = [Part(plan.instances[name], *asked[name]) for name in names]
     if level is not None:
-        surroundings = surroundings_of(site, plan, options, Stamps())
+        surroundings = surroundings_of(site, plan.roots, Stamps(), options.environment)
         parts = [replace(part, request=_at_level(part, level, site, surroundings)) for part in parts]
     _know_packages(site, plan, options, parts)
     return Scene(site, plan, tuple(parts))
@@ -96,22 +94,10 @@ def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> 
 
 def _know_packages(site: Site, plan: Plan, options: Options, parts: Sequence[Part]) -> None:
     """Only a view of packages that this site has looked at can be shown."""
-    surroundings = surroundings_of(site, plan, options, Stamps())
+    surroundings = surroundings_of(site, plan.roots, Stamps(), options.environment)
     for part in parts:
         if part.request.policy.system == "packages":
             surroundings.system_root(part.instance, part.request.command, set(part.request.roots) - {SYSTEM_ROOT})
-
-
-def surroundings_of(site: Site, plan: Plan, options: Options, stamps: Stamps) -> Surroundings:
-    return Surroundings(
-        site.root,
-        plan.roots,
-        stamps,
-        system=lambda: system_digest(site.cache_home),
-        lookup=lookup,
-        host_env=options.environment,
-        distribution=lambda: site.distribution,
-    )
 
 
 def _at_level(part: Part, level: str, site: Site, surroundings: Surroundings) -> Request:

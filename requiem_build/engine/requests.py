@@ -12,8 +12,8 @@ from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
 from ..core.policy import Policy
-from ..core.request import Request, by_bytes
-from .surroundings import SYSTEM_ROOT, Surroundings
+from ..core.request import SYSTEM_ROOT, Request, by_bytes
+from .surroundings import Surroundings
 from .workspace import Workspace
 
 Made = Mapping[str, Mapping[str, Entry]]

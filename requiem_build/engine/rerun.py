@@ -20,21 +20,20 @@ from ..core.errors import EnvironmentFault, Interrupted, MissingObject, RequiemE
 from ..core.fields import replace
 from ..core.instance import Instance, Root
 from ..core.policy import Limits
-from ..core.request import ABSENT, Request, is_read
+from ..core.request import ABSENT, SYSTEM_ROOT, Request, is_read
 from ..core.result import Result, make_result
 from ..executors.base import Ran
 from ..executors.blobs import Blobs
-from ..executors.local import SYSTEM_ROOT, LocalExecutor
+from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
 from ..sandbox.perturbation import STILL, Perturbation
-from ..sandbox.system import lookup, system_digest
 from ..store.files import Scratch
 from ..store.layout import Store
 from ..store.objects import Objects
 from ..store.place import Place
 from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
-from .surroundings import Surroundings
+from .surroundings import surroundings_of
 
 NO_LIMITS = Limits()
 AT_ONCE_MAX = 64
@@ -92,15 +91,7 @@ class Rerunner:
         self.blobs = Blobs(Beside(store.objects, Path(self._scratch, "store")))
         self.blobs.put(b"")
         stamps = Stamps()
-        self._surroundings = Surroundings(
-            site.root,
-            roots,
-            stamps,
-            lambda: system_digest(site.cache_home),
-            lookup,
-            host_env={},
-            distribution=lambda: site.distribution,
-        )
+        self._surroundings = surroundings_of(site, roots, stamps, {})
         self._stamps = stamps
         self._roots = {self._surroundings.root_path(root): root for root in roots.values()}
         self._executors: dict[tuple[Perturbation, tuple[str, ...]], LocalExecutor] = {}

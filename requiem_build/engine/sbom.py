@@ -10,7 +10,7 @@ from urllib.parse import quote
 from .. import __version__
 from ..core import canonical
 from ..core.digest import object_digest
-from ..executors.local import SYSTEM_ROOT
+from ..core.request import SYSTEM_ROOT
 from ..sandbox.system import lookup, package_of, parse_dpkg, system_digest
 from .lineage import BASE_PATH, Content, Lineage, Step
 

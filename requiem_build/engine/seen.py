@@ -11,16 +11,16 @@ from ..core.errors import UnknownName
 from ..core.fields import dataclass
 from ..core.instance import Instance
 from ..core.query import Graph
+from ..core.request import SYSTEM_ROOT
 from ..sandbox.linux import StrictSandbox
 from ..sandbox.masks import Shown
 from ..sandbox.showing import show
-from ..sandbox.system import lookup, system_digest
 from ..sandbox.visible import View
 from . import plans
 from .options import Options
 from .site import Site, find_site, question_of
 from .stamps import Stamps
-from .surroundings import SYSTEM_ROOT, Surroundings
+from .surroundings import Surroundings, surroundings_of
 
 SCHEMA = "requiem.view/1"
 
@@ -62,15 +62,7 @@ def look(options: Options, name: str) -> list[Seen]:
     instances = [planned.plan.instances[each] for each in found or ()]
     if not instances:
         raise UnknownName(f'no step is named "{name}"', hint="`requiem list` lists them")
-    surroundings = Surroundings(
-        site.root,
-        planned.plan.roots,
-        Stamps(),
-        lambda: system_digest(site.cache_home),
-        lookup,
-        options.environment,
-        lambda: site.distribution,
-    )
+    surroundings = surroundings_of(site, planned.plan.roots, Stamps(), options.environment)
     level = options.sandbox or site.settings.sandbox
     return list(_seen(site, surroundings, [each for each in instances if not each.is_group], level, planned.plan.roots))
 

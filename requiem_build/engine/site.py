@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, UsageError
 from ..core.fields import dataclass
-from ..core.request import Request
+from ..core.request import SYSTEM_ROOT, Request
 from ..sandbox.base import Sandbox
 from ..store.durability import BATCH
 from ..store.growth import SIZE_MAX
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ..sandbox.linux import StrictSandbox
     from ..sandbox.masks import Shown
     from ..sandbox.perturbation import Perturbation
-
-if TYPE_CHECKING:
     from .trust import Trust
 
 
@@ -314,6 +312,6 @@ def _boot_strict(
         return boot(None)
     from ..sandbox.showing import show
 
-    if site.distribution.known(request.roots["/usr"]) is None:
-        raise InputChanged("/usr")  # Somebody found that the packages have changed since this was asked.
-    return show(site.distribution, request.roots["/usr"], list(request.roots), site.cache_home, boot)
+    if site.distribution.known(request.roots[SYSTEM_ROOT]) is None:
+        raise InputChanged(SYSTEM_ROOT)  # Somebody found that the packages have changed since this was asked.
+    return show(site.distribution, request.roots[SYSTEM_ROOT], list(request.roots), site.cache_home, boot)

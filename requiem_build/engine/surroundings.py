@@ -15,15 +15,15 @@ from ..core.errors import SourceMissing, UnknownName, UsageError
 from ..core.fields import dataclass
 from ..core.instance import Instance, Root
 from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
-from ..core.request import Request
+from ..core.request import SYSTEM_ROOT, Request
 from ..core.secrecy import looks_secret
+from ..sandbox.system import lookup, system_digest
 from .stamps import Stamps, links_of
 
 if TYPE_CHECKING:
     from ..sandbox.distribution import Distribution
     from .packaged import Packaged
-
-SYSTEM_ROOT = "/usr"
+    from .site import Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,14 @@ class Surroundings:
         roots: Mapping[str, Root],
         stamps: Stamps,
         system: Callable[[], Digest],
-        lookup: Callable[[str, Sequence[str]], str | None],
         host_env: Mapping[str, str],
-        distribution: Callable[[], Distribution] | None = None,
+        distribution: Callable[[], Distribution],
     ) -> None:
         self.workspace = workspace
         self.host_env = host_env
         self._roots = roots
         self._stamps = stamps
         self._system = system
-        self._lookup = lookup
         self._system_digest: Digest | None = None
         self._distribution = distribution
         self._packaged: Packaged | None = None
@@ -78,7 +76,6 @@ class Surroundings:
         if self._packaged is None:
             from .packaged import Packaged
 
-            assert self._distribution is not None, "nobody said which packages there are"
             self._packaged = Packaged(self._distribution(), self.workspace, self._program)
         return self._packaged
 
@@ -193,7 +190,7 @@ class Surroundings:
     def _tool(self, name: str, search: tuple[str, ...]) -> Digest | None:
         key = (name, search)
         if key not in self._tools:
-            path = name if name.startswith("/") else self._lookup(name, search)
+            path = name if name.startswith("/") else lookup(name, search)
             self._tools[key] = self._program(path) if path else None
         return self._tools[key]
 
@@ -242,6 +239,18 @@ class Surroundings:
             with open(full, "rb") as file:
                 self._files[path] = parse_env_file(file.read(), path)
         return self._files[path]
+
+
+def surroundings_of(
+    site: Site,
+    roots: Mapping[str, Root],
+    stamps: Stamps,
+    host_env: Mapping[str, str],
+    system: Callable[[], Digest] | None = None,
+) -> Surroundings:
+    """Those of a workspace's steps. `system` where somebody looks at the host's system already."""
+    look = system if system is not None else lambda: system_digest(site.cache_home)
+    return Surroundings(site.root, roots, stamps, look, host_env, lambda: site.distribution)
 
 
 def passed_names(patterns: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -7,11 +7,11 @@ before it is offered; one that makes no manifest is left out, and said.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from ..core.documents import Place
 from ..core.edits import CannotEdit, add_items, add_key, add_named, patch, remove_item
 from ..core.errors import RequiemError
+from ..core.fields import dataclass, field
 from ..core.instance import Instance
 from ..core.locate import KeyPath
 from ..core.manifest import Manifest, Step, load_manifest

@@ -20,7 +20,7 @@ from ..core.errors import EnvironmentFault, UsageError
 from ..core.fields import replace
 from ..core.patterns import compile_pattern, is_pattern, unescape
 from ..core.policy import WORKSPACE, Limits, leaks_of
-from ..core.request import LISTING, Request, by_bytes
+from ..core.request import LISTING, SYSTEM_ROOT, Request, by_bytes
 from ..core.result import Captured, make_result
 from ..core.secrecy import PIECE_MIN, Masker
 from ..sandbox.base import Finished, Job, Mount, Sandbox, Staged
@@ -32,9 +32,6 @@ from .discovery import discovered_now, named_in_discovered, path_set, workspace_
 from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
-SYSTEM_ROOT = "/usr"
-
-
 IDLE_MIN = 8
 
 

@@ -143,7 +143,8 @@ class StrictSandbox:
         if job.network != self._network:
             raise EnvironmentFault(f"a step with network {job.network!r} was given a sandbox for {self._network!r}")
         with grouped(self._cgroups, job.limits) as (group, left):
-            attendant, answer, workspace = self._run(replace(job, limits=left), group)
+            limited = job if left is job.limits else replace(job, limits=left)
+            attendant, answer, workspace = self._run(limited, group)
             hit = "" if group is None else group.hit()
         if answer[0] == "fault":
             _, operation, number, why = answer
@@ -159,9 +160,9 @@ class StrictSandbox:
         finished.on_close = attendant.clean
         return finished
 
-    def _run_fresh(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
+    def _run_fresh(self, job: Job, group: Group | None, *, shared: bool) -> tuple[Attendant, tuple[Any, ...], int]:
         attendant = self._current(job)
-        tree = self._trees.choose(job) if self._reuse and wants_tree(job) and self._trees_work() else None
+        tree = self._trees.choose(job) if shared else None
         plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
         message = {**_message(job, plan, self._here), "shelf": plan_shelf(tree), "hold": self._hold(job)}
         descriptor = None if group is None else group.procs
@@ -183,10 +184,10 @@ class StrictSandbox:
         return bool(self._fresh.greeting[1].get("shared_trees"))
 
     def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
-        trees = self._reuse and wants_tree(job) and self._trees_work()
-        if self._reuse and fits_one_view(job) and group is None and not trees:
+        shared = self._reuse and wants_tree(job) and self._trees_work()
+        if self._reuse and group is None and not shared and fits_one_view(job):
             return self._run_reused(job)
-        return self._run_fresh(job, group)
+        return self._run_fresh(job, group, shared=shared)
 
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
         message = _message(job, plan_staging(job))
