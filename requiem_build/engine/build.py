@@ -17,7 +17,7 @@ from ..core.errors import Interrupted, Refused, RequiemError, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.fields import dataclass
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
-from ..core.instance import Instance, Plan
+from ..core.instance import Instance
 from ..core.request import Request
 from ..core.result import Record
 from ..executors.base import Executor, Ran
@@ -28,7 +28,7 @@ from ..sandbox.system import HostSystem
 from ..store.outbox import Outbox
 from . import explain, lines, noop, plans, schedule, touched
 from . import memory as memories
-from .journal import Journal, keep_manifest, new_run_id, now_text, places_of
+from .journal import Journal, keep_manifest, new_run_id, now_text
 from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
@@ -37,6 +37,7 @@ from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
 from .recollection import Recollection
 from .report import Report
 from .requests import RequestMaker
+from .scope import Scope, Whole
 from .secrets import Secrets, check_environment
 from .site import (
     Site,
@@ -152,7 +153,7 @@ class _Run:
         self.trust = trust_of(site, options)
         self.host_system = HostSystem(site.cache_home)
         self.part: touched.Part | None = None
-        """What must be looked at, if that is not all of the plan."""
+        """The scope, if that is not all of the plan."""
         self.secrets = Secrets(options.environment, site.settings.secrets)
 
     def emit(self, event: Event) -> None:
@@ -186,11 +187,8 @@ class _Run:
         self.part = touched.look(site, options, question, self.memory)
         if self.part is not None and not self.part.planned.plan.instances:
             return self._only_touched(self.part)
-        self.planned = (
-            plans.obtain(site.root, question, site.seal, site.settings.roots)
-            if self.part is None
-            else self.part.planned
-        )
+        self.scope = self.part or self._whole(question)
+        self.planned = self.scope.planned
         self.store = working_store(site, self.planned.store_settings, dry_run=options.dry_run)
         self.view = self.store if self.trust is None else self.trust.view(self.store)
         self.outbox = self.view.outbox
@@ -200,6 +198,10 @@ class _Run:
             keep_manifest(site.root, self.planned.manifest, self.store)
         with self._journaled():
             return self._run(question, on_start)
+
+    def _whole(self, question: plans.Question) -> Scope:
+        planned = plans.obtain(self.site.root, question, self.site.seal, self.site.settings.roots)
+        return Whole(planned, self.memory)
 
     def _only_touched(self, part: touched.Part) -> Report:
         """Files were touched, and every one holds what it held: as if there had been nothing to do."""
@@ -228,8 +230,8 @@ class _Run:
             RunStarted(self.run_id, options.mode, __version__, options.targets, site.workspace_id, self.started_when)
         )
         self._beware_of_others()
-        self.places = places_of(plan) if self.part is None else self.part.places()
-        self.emit(PlanMade(len(self.places) if self.part is None else self.part.total, self.planned.manifest))
+        self.places, made = self.scope.places(), self.scope.made()
+        self.emit(PlanMade(self.scope.total, self.planned.manifest))
         self._tell_untouched()
         notice = None if options.dry_run else stand_in_notice(self.store)
         for warning in (*([notice] if notice else []), *plan.warnings):
@@ -240,7 +242,7 @@ class _Run:
             keep=blobs.hold,
             fine=tells_changes_apart(os.path.join(site.dot, "tmp")),
             device=os.stat(site.root).st_dev,
-            expected=partial(self.part.stamp, site.root) if self.part is not None else lambda _: None,
+            expected=partial(self.scope.stamp, site.root),
         )
         workspace = Workspace(site.root, stamps, blobs)
         layout = Layout(
@@ -248,13 +250,13 @@ class _Run:
             self.run_id,
             stamps,
             blobs,
-            self._made(),
+            made,
             plan.declared,
             lambda text: self.emit(Warned(text)),
         )
         surroundings = surroundings_of(site, plan.roots, stamps, options.environment, self.host_system.digest)
         if not options.dry_run:
-            refuse_tracked(site.root, plan, self._made(), layout)
+            refuse_tracked(site.root, plan, made, layout)
             refuse_behind_links(site.root, plan)
             self._check_environment()
         gc.freeze()
@@ -279,14 +281,6 @@ class _Run:
             self.report.untouched = len(self.part.untouched)
             if self.journal is not None:
                 self.journal.tell(lines.of(self.site, self.part))
-
-    def _made(self) -> dict[str, Entry]:
-        """What Requiem put into the workspace, as far as this build may touch it."""
-        if self.part is None:
-            return self.memory.made()
-        steps = self.memory.steps
-        names = [name for name in self.planned.plan.instances if name in steps]
-        return {path: entry for name in names for path, entry in steps[name].outputs.items()}
 
     def _beware_of_others(self) -> None:
         """Raises UsageError where somebody else's manifest would run commands with root's rights."""
@@ -417,7 +411,7 @@ class _Run:
     ) -> Performer:
         level = self.options.sandbox or self.site.settings.sandbox
         return Performer(
-            instances=self.planned.plan.instances if self.part is None else self.part.everything,
+            instances=self.scope.instances,
             places=self.places,
             offers=self.planned.offers,
             maker=RequestMaker(workspace, surroundings, host_platform(), level),
@@ -431,12 +425,12 @@ class _Run:
             dry_run=self.options.dry_run,
             verbose=self.options.verbose,
             asked=self.asked,
-            known={} if self.part is None else touched.Outcomes(self.part),
+            known=self.scope.known(),
             environment=self.options.environment,
         )
 
     def _recollection(self, layout: Layout, blobs: Blobs) -> Recollection:
-        trust, part = self.trust, self.part
+        trust = self.trust
         return Recollection(
             self.memory,
             layout,
@@ -446,7 +440,7 @@ class _Run:
             trust=trust.digest if trust is not None else "",
             why_refused=partial(trust.why_refused, self.view) if trust is not None else None,
             explain=self._explain,
-            lost=part.lost if part is not None and self.asked is None else frozenset(),
+            lost=self.scope.lost if self.asked is None else frozenset(),
             looked_at=self.planned.plan.instances,
         )
 
@@ -472,11 +466,7 @@ class _Run:
             return places.__getitem__
         if self.options.mode == "repro" or self.options.dry_run:
             return plan_order
-        return critical_path_first(self._order(), self._durations())
-
-    def _order(self) -> Plan:
-        """What must be looked at, and who of these waits for whom."""
-        return self.planned.plan if self.part is None else self.part.order
+        return critical_path_first(self.scope.order, self._durations())
 
     def jobs(self) -> int:
         if self.options.mode == "repro" or self.options.dry_run or self.one_job:
@@ -501,9 +491,9 @@ class _Run:
 
         try:
             schedule.Schedule(
-                self._order(),
-                Frontier(self._order(), self._priority()),
-                self._begin(performer),
+                self.scope.order,
+                Frontier(self.scope.order, self._priority()),
+                performer.begin,
                 workers=1 if self.options.mode == "repro" or self.options.dry_run else self.jobs() + OVERLAP,
                 keep_going=self.options.keep_going or self.options.dry_run,
                 settled=settled,
@@ -519,20 +509,6 @@ class _Run:
         place, needs = self.places[name]
         reason = INTERRUPTED if self.signal is not None else "a step failed"
         return StepFinished(name, "skipped", reason=reason, outputs=instance.outputs, place=place, needs=needs)
-
-    def _begin(self, performer: Performer) -> schedule.Begin[Outcome]:
-        part = self.part
-        if part is None:
-            return performer.begin
-        instances = part.planned.plan.instances
-
-        def begin(name: str, needed: Mapping[str, Outcome]) -> Outcome | Callable[[], Outcome]:
-            """With the outcomes of what it waits for and is not looked at."""
-            waits = (*instances[name].needs, *instances[name].after)
-            known = {need: Outcome(True, part.outputs(need), None) for need in waits if need not in needed}
-            return performer.begin(name, {**known, **needed})
-
-        return begin
 
     def _learn(self, name: str, outcome: Outcome) -> None:
         if outcome.remembered is not None:

@@ -98,14 +98,14 @@ class Performer:
     environment: Mapping[str, str] = field(default_factory=dict)
     """The caller's: a variable that a step lacks and that is there is named."""
     known: dict[str, Mapping[str, Entry]] = field(default_factory=dict)
-    """The outputs of each step that has ended and that another waited for."""
+    """The outputs of each step that another waited for: those that have ended, and those that are not looked at."""
     _flights: Flights = field(default_factory=Flights)
 
     def begin(self, name: str, needed: Mapping[str, Outcome]) -> Outcome | Rest:
         """The step's outcome if it is quickly had; else what is left to do, for a worker."""
         instance = self.instances[name]
-        made = {need: outcome.outputs for need, outcome in needed.items()}
-        self.known.update(made)
+        self.known.update((need, outcome.outputs) for need, outcome in needed.items())
+        made = {need: self.known[need] for need in (*instance.needs, *instance.after)}
         known = all(outcome.known for outcome in needed.values())
         as_before = self.recollection.waits_for_nothing_new(instance)
         if instance.is_group:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.entries import Entry
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.events import StepFinished
-from ..core.fields import dataclass, field, replace
+from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from . import evidence, noop, plans, quick
 from .stamps import NOTHING, Stamp, Stamps, pack, stamp_at
@@ -45,9 +45,8 @@ class Part:
     changed: Mapping[str, Stamp]
     """Every path with another stamp than was written down, and that stamp."""
     memory: Memory
-    lost: frozenset[str] = frozenset()
-    """Those of whose own paths only outputs are gone: nothing that they read."""
-    everything: Mapping[str, Instance] = field(default_factory=dict)
+    lost: Set[str]
+    instances: Mapping[str, Instance]
 
     @property
     def total(self) -> int:
@@ -68,8 +67,16 @@ class Part:
             if remembered is not None:
                 found.update(remembered.outputs)
             else:
-                pending.extend(reversed(self.everything[each].needs))
+                pending.extend(reversed(self.instances[each].needs))
         return found
+
+    def made(self) -> dict[str, Entry]:
+        steps = self.memory.steps
+        names = [name for name in self.planned.plan.instances if name in steps]
+        return {path: entry for name in names for path, entry in steps[name].outputs.items()}
+
+    def known(self) -> dict[str, Mapping[str, Entry]]:
+        return Outcomes(self)
 
     def places(self) -> dict[str, tuple[int, tuple[int, ...]]]:
         import marshal
@@ -81,14 +88,16 @@ class Part:
 
 
 class Everything(Mapping[str, Instance]):
-    """All instances of a plan, each taken apart when it is asked for."""
+    """All instances of a plan, each taken apart when it is asked for; `looked_at` are those that are already."""
 
-    def __init__(self, kept: plans.Kept) -> None:
+    def __init__(self, kept: plans.Kept, looked_at: Mapping[str, Instance]) -> None:
         self._kept = kept
+        self._looked_at = looked_at
         self._index = {name: number for number, name in enumerate(kept.names)}
 
     def __getitem__(self, name: str) -> Instance:
-        return self._kept.instance(self._index[name])
+        found = self._looked_at.get(name)
+        return self._kept.instance(self._index[name]) if found is None else found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kept.names)
@@ -104,11 +113,16 @@ class Outcomes(dict[str, Mapping[str, Entry]]):
         super().__init__()
         self._part = part
 
+    def __missing__(self, name: str) -> Mapping[str, Entry]:
+        if name in self._part.planned.plan.instances:
+            raise KeyError(name)  # It has not ended.
+        return self._part.outputs(name)
+
     def get(self, name: str, default: Any = None) -> Any:
-        found = super().get(name)
-        if found is None and name not in self._part.planned.plan.instances:
-            return self._part.outputs(name)
-        return default if found is None else found
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
 def look(site: Site, options: Options, question: plans.Question, memory: Memory) -> Part | None:
@@ -256,7 +270,8 @@ def _reach(
         return None
     planned = kept.planned(instances)
     names = frozenset(kept.names[number] for number in lost)
-    return Part(written, kept, planned, kept.plan(order), untouched, seen, changed, memory, names, Everything(kept))
+    everything = Everything(kept, instances)
+    return Part(written, kept, planned, kept.plan(order), untouched, seen, changed, memory, names, everything)
 
 
 def fresh(part: Part, number: int) -> StepFinished:
