@@ -14,9 +14,10 @@ import click
 from ..core import canonical as canonical_json
 from ..core.digest import EMPTY, Digest, Domain, is_digest, object_digest
 from ..core.digest import digest as digest_of
-from ..core.errors import CorruptObject, EnvironmentFault, MissingObject, UnknownName, UsageError
+from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..core.request import parse_request
 from ..core.result import make_trace
+from ..engine.history import finished_in, runs_of
 from ..engine.options import Options
 from ..engine.site import find_site
 from ..store.layout import Store
@@ -187,15 +188,8 @@ def _last_event(shared: Globals, store: Store, step: str) -> dict[str, Any]:
 def _events(shared: Globals, store: Store) -> Iterator[dict[str, Any]]:
     """Finished steps of this workspace's runs, newest run first."""
     site = find_site(Options(shared.start, shared.environment, manifest=shared.file))
-    for run in reversed([run for run in store.runs if run.workspace == site.workspace_id]):
-        try:
-            lines = store.objects.get(run.journal).splitlines()
-        except (MissingObject, CorruptObject):
-            continue  # What was said in a run may be dropped before the run itself is.
-        for line in reversed(lines):
-            event = json.loads(line)
-            if event.get("event") == "step_finished" and event["state"] != "skipped":
-                yield event
+    for run in runs_of(store, site.workspace_id):
+        yield from finished_in(store, run)
 
 
 @click.command("log")

@@ -30,7 +30,7 @@ from ..engine.verdicts import Known, Levels, find_all_known, fresh_verdict, sele
 from ..store.keys import Verifier
 from ..store.layout import Store
 from ..store.verdicts import Verdicts
-from .console import plain, write_err, write_out
+from .console import plain, print_error, write_err, write_out
 from .globals import Globals
 from .running import JOBS_MAX, heeding_signals, parse_sets
 
@@ -106,12 +106,14 @@ def command(
             known = find_all_known(store, chosen, memory, site.workspace_id)
             lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))
-        code = _answer(shared, lines, fell, work.library, rerunner)
-    named_in_vain = [line.name for line in lines if line.why_not] if steps else []
-    if code == 0 and named_in_vain:
-        raise EnvironmentFault(
-            f'"{named_in_vain[0]}" was not run again', facts=[("cause", next(x.why_not for x in lines if x.why_not))]
-        )
+        in_vain = next((line for line in lines if line.why_not), None) if steps else None
+        code = _answer(shared, lines, fell, work.library, rerunner, in_vain)
+    if code == 0 and in_vain is not None:
+        error = EnvironmentFault(f'"{in_vain.name}" was not run again', facts=[("cause", in_vain.why_not)])
+        if not shared.json:
+            raise error
+        print_error(error, color=shared.color == "always")  # The answer is given already: one document is enough.
+        return error.exit_code
     return code
 
 
@@ -126,6 +128,7 @@ class _Work:
         self.rerunner = rerunner
         self.runs = runs
         self.library = find_clock_library()
+        self.trust = trust
         self.reading = Verdicts(store)
         self.levels = Levels(store, trust)
         self.key = None if trust is None else trust.key
@@ -171,7 +174,9 @@ class _Work:
         before = self.levels.level(known)
         with self.lock:
             if self.writing is None:
-                self.writing = Verdicts(working_store(self.site))
+                store = working_store(self.site)
+                self.reading = self.writing = Verdicts(store)  # What is written from now on is read here too.
+                self.levels = Levels(store, self.trust)
         self.writing.keep(verdict)
         if self.key is not None:  # Of what it ran itself: what anybody can write into the store is not signed on.
             said = self.reading.signed_by(
@@ -229,14 +234,20 @@ def _keep_ratchet(
 
 
 def _answer(
-    shared: Globals, lines: list[Line], fell: dict[str, tuple[Level, Level]], library: str | None, rerunner: Rerunner
+    shared: Globals,
+    lines: list[Line],
+    fell: dict[str, tuple[Level, Level]],
+    library: str | None,
+    rerunner: Rerunner,
+    in_vain: Line | None,
 ) -> int:
+    """`in_vain`: a step that was asked for by name and could not be run again."""
     ok = not fell and all(line.examined is None or line.examined.steady for line in lines)
     if shared.json:
         document: dict[str, Any] = {
             "clock": "libfaketime" if library else "seconds only",
             "fallen": {name: {"now": str(now), "then": str(then)} for name, (then, now) in fell.items()},
-            "ok": ok,
+            "ok": ok and in_vain is None,
             "schema": SCHEMA,
             "steps": [line.as_json() for line in lines],
         }

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
-from ..core.digest import Digest
+from ..core.digest import Digest, is_digest
 from ..core.errors import RequiemError, UnknownName
 from ..core.fields import dataclass
 from ..store.layout import Store
@@ -15,6 +15,8 @@ from ..store.runs import Run
 
 LOOKED_AT_MAX = 2000
 """Runs that are looked through, newest first, before a question ends without an answer."""
+
+_DIGESTS = ("request_digest", "result_digest", "record_digest", "stdout_digest", "stderr_digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +56,46 @@ def last_successes(store: Store, workspace: str, names: Iterable[str]) -> dict[s
     for run in runs_of(store, workspace):
         if not wanted:
             break
-        with suppress(RequiemError, ValueError, KeyError):
-            for line in store.objects.get(run.journal).splitlines():
-                event = json.loads(line)
-                succeeded = event.get("event") == "step_finished" and event["state"] in ("fresh", "hit", "ran")
-                if succeeded and event["name"] in wanted:
-                    found[event["name"]] = (event["request_digest"], event["result_digest"])
+        for event in finished_in(store, run, wanted):
+            if event["state"] in ("fresh", "hit", "ran") and event["request_digest"] and event["result_digest"]:
+                found.setdefault(event["name"], (event["request_digest"], event["result_digest"]))
         wanted -= found.keys()
     return found
 
 
 def in_run(store: Store, run: Run, step: str) -> Happened | None:
     """How a step ended in a run; None if it had no part in it, or if the journal is gone."""
-    needle = json.dumps(step, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    event = next(finished_in(store, run, (step,)), None)
+    return None if event is None else Happened(run, event)
+
+
+def finished_in(store: Store, run: Run, names: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """The lines of a run's journal about steps that finished and were not skipped, the last first.
+
+    Of these names only, if there are any. A journal that is gone has none; nor does a line count that is not what
+    a journal holds: whoever can write the store can write one.
+    """
+    needles = [json.dumps(name, ensure_ascii=False).encode("utf-8", "surrogateescape") for name in names]
+    lines: list[bytes] = []
     with suppress(RequiemError):
-        for line in reversed(store.objects.get(run.journal).splitlines()):
-            if needle in line:
-                event = json.loads(line)
-                if event.get("event") == "step_finished" and event["name"] == step and event["state"] != "skipped":
-                    return Happened(run, event)
-    return None
+        lines = store.objects.get(run.journal).splitlines()
+    for line in reversed(lines):
+        if b'"step_finished"' not in line or (needles and not any(needle in line for needle in needles)):
+            continue
+        event = None
+        with suppress(ValueError, RecursionError):
+            event = json.loads(line)
+        if _is_finished(event) and event["state"] != "skipped" and (not names or event["name"] in names):
+            yield event
+
+
+def _is_finished(event: Any) -> TypeGuard[dict[str, Any]]:
+    return (
+        isinstance(event, dict)
+        and event.get("event") == "step_finished"
+        and all(isinstance(event.get(name), str) for name in ("name", "state"))
+        and all(event.get(name) is None or is_digest(event[name]) for name in _DIGESTS)
+    )
 
 
 def find_run(store: Store, text: str, workspace: str) -> Run:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from typing import IO
 
 from ..core.digest import Digest, Hasher
 from ..core.entries import Entry, File, Link, Tree, parse_tree
@@ -126,7 +128,10 @@ class Lineage:
         if is_tree:
             return Content(kind, path, digest, is_tree=True)
         try:
-            sha256, size = both_digests(self.store.objects.file(digest), digest)
+            with tempfile.TemporaryFile() as copy:  # Where the store cannot be written no file can be made in it.
+                self.store.objects.copy_to(digest, copy.fileno())
+                copy.seek(0)
+                sha256, size = both_digests(copy, digest)
         except (MissingObject, CorruptObject):
             return Content(kind, path, digest)
         return Content(kind, path, digest, sha256, size)
@@ -137,22 +142,22 @@ class Lineage:
         path = lookup(name, search)
         if path is not None:
             try:
-                sha256, size = both_digests(os.path.realpath(path), digest)
+                with open(path, "rb") as program:
+                    sha256, size = both_digests(program, digest)
                 return Content("tool", name, digest, sha256, size)
             except (CorruptObject, OSError):
                 pass
         return Content("tool", name, digest)
 
 
-def both_digests(path: str, digest: Digest) -> tuple[str, int]:
+def both_digests(file: IO[bytes], digest: Digest) -> tuple[str, int]:
     """A file's SHA-256 and size. Raises CorruptObject unless the same bytes have that digest, OSError."""
     ours, theirs = Hasher(), hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            ours.update(piece)
-            theirs.update(piece)
+    while piece := file.read(_PIECE):
+        ours.update(piece)
+        theirs.update(piece)
     if ours.digest() != digest:
-        raise CorruptObject(f"{path} is not object {digest}")
+        raise CorruptObject(f"what was read is not object {digest}")
     return theirs.hexdigest(), ours.size
 
 

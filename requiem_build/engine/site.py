@@ -137,7 +137,10 @@ def open_view(site: Site, settings: Mapping[str, object] | None = None) -> Store
 def _behind_stand_in(site: Site, store: Store, *, read_only: bool) -> Store:
     from ..store.standin import stand_in
 
-    return stand_in(Path(site.dot, STAND_IN, "store"), store, read_only=read_only)
+    root = Path(site.dot, STAND_IN, "store")
+    for path in (root.parent, root):  # Whatever else stands there is deleted.
+        _refuse_link(str(path))
+    return stand_in(root, store, read_only=read_only)
 
 
 def drop_stand_in(site: Site, store: Store) -> None:

@@ -190,6 +190,8 @@ class _Sweep:
         self._tick = tick
         self._lease_state: object = None
         self._pinned_since: float | None = None
+        self._forgotten: set[str] = set()
+        """Records that were removed, as their place below any scope."""
         self.done = Collected()
 
     def run(self, *, dry_run: bool) -> Collected:
@@ -212,6 +214,7 @@ class _Sweep:
             return self.done
         for item in plan.items:  # What names goes before what is named: a record never outlives its objects.
             self._remove_item(item)
+        self._forget_verdicts()
         for held in plan.objects:
             self._remove_object(held)
         self._repack(plan.repacks)
@@ -245,18 +248,22 @@ class _Sweep:
             if item.kind == "divergence":
                 with suppress(OSError):
                     os.rmdir(os.path.dirname(item.path))
-            shard = f"{item.name[:2]}/{item.name}"
-            if item.path == f"{self._store.root}/records/{shard}":  # What was earned by a result that is gone.
-                self._forget_verdicts(shard)
+            if item.kind == "record":
+                self._forgotten.add(f"{item.name[:2]}/{item.name}")
 
-    def _forget_verdicts(self, shard: str) -> None:
+    def _forget_verdicts(self) -> None:
+        """Of requests of which no writer has a record any more: what was earned by a result that is gone."""
         base = f"{self._store.root}/verdicts"
+        scopes = [scope.base for scope in self._store.scopes()] if self._forgotten else []
+        keys = []
         with suppress(OSError):
-            os.unlink(f"{base}/{shard}")
-        with suppress(OSError):
-            for key_id in os.listdir(f"{base}/signed"):
+            keys = os.listdir(f"{base}/signed") if self._forgotten else []
+        for shard in self._forgotten:
+            if any(os.path.lexists(f"{scope}/{shard}") for scope in scopes):
+                continue
+            for path in (f"{base}/{shard}", *(f"{base}/signed/{key_id}/{shard}" for key_id in keys)):
                 with suppress(OSError):
-                    os.unlink(f"{base}/signed/{key_id}/{shard}")
+                    os.unlink(path)
 
     def _remove_object(self, held: Held) -> None:
         """The blob first: an object whose use was noted after it was judged gets it back.

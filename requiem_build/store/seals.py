@@ -108,6 +108,12 @@ class SealedRecords(Records):
             self._refused[request_digest] = self._revoked(kept) if chosen == UNTRUSTED else chosen
         return None
 
+    def note_used(self, request_digest: Digest) -> None:
+        """In every scope that may answer this reader, and in the writer's own."""
+        mine = () if self._mine is None else (self._mine[1],)
+        for records in (self._everybody, *self._accepted.values(), *mine):
+            records.note_used(request_digest)
+
     def _said(self, record: Record) -> dict[str, Verdict]:
         """What accepted keys say of a record's result after running its request again."""
         return self._verdicts.signed_by(self._accepted, record.request_digest, record.result_digest, self._verifier)

@@ -71,11 +71,9 @@ class Verdicts:
         """Replaces what the key said of the request before. Raises EnvironmentFault."""
         if self._refusal is not None:
             raise self._refusal
-        self.file_signed(key.key_id, key.sign(Envelope(VERDICT_TYPE, verdict.encoded)), verdict)
-
-    def file_signed(self, key_id: str, envelope: Envelope, verdict: Verdict) -> None:
+        envelope = key.sign(Envelope(VERDICT_TYPE, verdict.encoded))
         content = canonical.encode_plain(envelope.as_json())
-        self._write(self._signed_path(key_id, verdict.request_digest), content, verdict)
+        self._write(self._signed_path(key.key_id, verdict.request_digest), content, verdict)
 
     def signed_by(
         self, key_ids: Iterable[str], request_digest: Digest, result_digest: Digest, verifier: Verifier
@@ -107,11 +105,7 @@ class Verdicts:
 
     def paths(self) -> list[str]:
         """Every file that stands where a verdict may, signed ones too."""
-        found = []
-        with suppress(FileNotFoundError):
-            for folder, _, names in os.walk(self._base):
-                found += [os.path.join(folder, name) for name in names]
-        return sorted(found)
+        return sorted(os.path.join(folder, name) for folder, _, names in os.walk(self._base) for name in names)
 
     def is_whole(self, path: str) -> bool:
         """Whether one of `paths` is what its place says, but for whether its signature holds."""
@@ -128,13 +122,6 @@ class Verdicts:
             elif content is not None:
                 verdict = parse_verdict(content)
         return verdict is not None and verdict.request_digest == name and shard == name[:2]
-
-    def key_ids(self) -> list[str]:
-        """The keys that said anything here, in order."""
-        found: set[str] = set() if self._below is None else set(self._below.key_ids())
-        with suppress(OSError):
-            found.update(os.listdir(f"{self._base}/signed"))
-        return sorted(found)
 
     def _signed_path(self, key_id: str, request_digest: Digest) -> str:
         name = parse_digest(request_digest)

@@ -178,12 +178,12 @@ def test_whatever_lies_in_a_scopes_place_is_passed_by_or_told(ci: Person) -> Non
         (("build", "--json"), (0,)),
         (("cas", "verify"), (3,)),
         (("cas", "stats"), (0,)),
-        (("cas", "gc"), (0, 3)),
+        (("cas", "gc"), (0,)),
         (("pack", "-o", "run.tar"), (0,)),
         (("reproduce",), (0,)),
         (("show", "signatures", "hello"), (0,)),
         (("cas", "verify", "--repair"), (3,)),
-        (("cas", "verify"), (0, 3)),
+        (("cas", "verify"), (0,)),
     ):
         ran = ci.run(*words)
         assert ran.code in codes, f"{words}: {ran.code}\n{ran.out}{ran.err}"

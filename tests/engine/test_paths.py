@@ -99,12 +99,13 @@ def test_an_input_that_is_a_link(project: Project, outside: Path, links: dict[st
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "unreadable"])
-def test_an_input_that_is_no_file(project: Project, kind: str) -> None:
+def test_an_input_that_is_no_file(project: Project, kind: str, request: pytest.FixtureRequest) -> None:
     path = project.root / "i"
-    server = socket.socket(socket.AF_UNIX)
     if kind == "pipe":
         os.mkfifo(path)
     elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        request.addfinalizer(server.close)
         here = os.getcwd()
         os.chdir(project.root)  # A socket's path is short.
         server.bind("i")
@@ -120,7 +121,6 @@ def test_an_input_that_is_no_file(project: Project, kind: str) -> None:
             pytest.skip("root reads everything")
     project.manifest('[steps.a]\ncommand = "cat i"\ninputs = ["i"]\n')
     ran = project.run("build")
-    server.close()
     assert ran.code in (2, 4) and ran.err.startswith("error: ") and '"' in ran.err
     assert "Traceback" not in ran.err
 

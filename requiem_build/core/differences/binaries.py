@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from .base import Difference, NotThisFormat, differing, first_difference, shown
@@ -126,7 +127,8 @@ def compare_png(then: bytes, now: bytes, compare: Compare) -> list[Difference]:
     for name in sorted(before.keys() | after.keys()):
         here, there = before.get(name), after.get(name)
         if here is None or there is None:
-            found.append(differing((f"chunk {name}",), "there" if here else "absent", "there" if there else "absent"))
+            states = ["absent" if side is None else "there" for side in (here, there)]
+            found.append(differing((f"chunk {name}",), *states))
         elif here != there and name.startswith("tIME"):
             found.append(differing((f"chunk {name}",), _png_time(here), _png_time(there), "clock"))
         elif here != there and name.startswith(("tEXt", "iTXt")):
@@ -141,11 +143,13 @@ def _chunks(content: bytes) -> dict[str, bytes]:
     if not content.startswith(_PNG):
         raise NotThisFormat
     found: dict[str, bytes] = {}
+    count: Counter[str] = Counter()
     at = len(_PNG)
     while at + 12 <= len(content) and len(found) < SECTIONS_MAX:
         length, kind = struct.unpack_from(">I4s", content, at)
         name = kind.decode("latin-1")
-        found[name if name not in found else f"{name} ({at:#x})"] = content[at + 8 : at + 8 + length]
+        count[name] += 1
+        found[name if count[name] == 1 else f"{name} #{count[name]}"] = content[at + 8 : at + 8 + length]
         at += 12 + length
     return found
 
