@@ -206,7 +206,7 @@ class _Run:
     def _only_touched(self, part: touched.Part) -> Report:
         """Files were touched, and every one holds what it held: as if there had been nothing to do."""
         self.report.untouched = part.total
-        stamps = Stamps(self.memory.known, fine=True)
+        stamps = Stamps(self.memory.known, fine=tells_changes_apart(os.path.join(self.site.dot, "tmp")))
         noop.renew(self.site, part.written, part.seen, stamps, run=self.memory.last_run)
         memories.save(self.site.dot, self.site.seal, self.memory)
         return self.report

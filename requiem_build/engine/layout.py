@@ -70,7 +70,7 @@ class Layout:
     def current(self, path: str) -> Entry | None:
         if path.endswith("/"):
             return self._stamps.tree(f"{self.root}/{path[:-1]}")
-        return self._stamps.entry(f"{self.root}/{path}")
+        return self._stamps.entry(f"{self.root}/{path}", named=True)
 
     def knows(self, path: str) -> bool:
         """Whether our memory or the store knows what stands at a path."""
@@ -197,7 +197,7 @@ class Layout:
     def _is_ours(self, path: str, full: str) -> bool:
         """Neither our memory nor the store knows its content: then it is somebody's."""
         try:
-            current = self._stamps.entry(full)
+            current = self._stamps.entry(full, named=True)
         except (UsageError, EnvironmentFault):
             return False
         if current is None or current == self._made.get(path):

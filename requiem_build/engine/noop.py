@@ -51,6 +51,8 @@ class Written:
     told: str | None
     """The run after which `.requiem/lines` was begun, and the steps whose line in it no longer holds."""
     stale: list[str]
+    reached: list[str]
+    """Paths of the workspace, relative, that steps rest on also without naming them: not all who do so are known."""
     _numbers: dict[str, int] = field(default_factory=dict, init=False)
 
     def _number(self, root: str, path: str) -> int | None:
@@ -152,9 +154,27 @@ def remember(
     _save(
         site,
         Written(
-            asked, steps, settings, patterns, passed, inside, outside, packed, absent, witnesses, last_run, last_run, []
+            asked,
+            steps,
+            settings,
+            patterns,
+            passed,
+            inside,
+            outside,
+            packed,
+            absent,
+            witnesses,
+            last_run,
+            last_run,
+            [],
+            sorted(_reached(site, stamps)),
         ),
     )
+
+
+def _reached(site: Site, stamps: Stamps) -> list[str]:
+    top = site.root.rstrip("/") + "/"
+    return [path[len(top) :] for path in stamps.reached if path.startswith(top)]
 
 
 def _is_believed(site: Site, stamps: Stamps, path: str, stamp: Stamp, now: int, witnesses: dict[str, str]) -> bool:
@@ -198,6 +218,7 @@ def renew(site: Site, written: Written, seen: Mapping[str, Stamp], stamps: Stamp
         forget(site)
         return
     written.witnesses = witnesses
+    written.reached = sorted({*written.reached, *_reached(site, stamps)})
     written.last_run = run
     _save(site, written)
 

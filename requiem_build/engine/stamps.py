@@ -124,9 +124,16 @@ class Stamps:
         """Whether nothing was found to have changed while the build ran."""
         self.seen: dict[str, Stamp] = {}
         """The stamps met in this run, directories too: what a no-op must find again."""
+        self.reached: set[str] = set()
+        """Paths that were looked at for another reason than that a step names them: who rests on them is not known."""
 
-    def entry(self, path: str) -> File | Link | None:
-        """What stands at an absolute path; None if nothing does. Raises UsageError for a special file."""
+    def entry(self, path: str, *, named: bool = False) -> File | Link | None:
+        """What stands at an absolute path; None if nothing does. Raises UsageError for a special file.
+
+        `named`: by a step, as its input or output.
+        """
+        if not named:
+            self.reached.add(path)
         try:
             found = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -171,7 +178,7 @@ class Stamps:
             if known is None or not known[1] or is_racy(known[0], now) or known[0][2] > READ_AT_ONCE:
                 continue
             with suppress(UsageError, EnvironmentFault):
-                if self.entry(path) is None or self.known[path][2] != known[2]:
+                if self.entry(path, named=True) is None or self.known[path][2] != known[2]:
                     self.known.pop(path, None)  # It is another by now: nothing that was found out holds for it.
                     self.settled = False
 
@@ -221,6 +228,7 @@ class Stamps:
             for item in _scan(directory):
                 if item.name in skip:
                     continue
+                self.reached.add(item.path)
                 _must_be_utf8(item.name, directory)
                 if item.is_dir(follow_symlinks=False):
                     directories.append(item.path)

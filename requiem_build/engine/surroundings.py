@@ -234,7 +234,7 @@ class Surroundings:
     def _env_file(self, path: str, instance: Instance) -> Mapping[str, str]:
         if path not in self._files:
             full = os.path.join(self.workspace, path)
-            if [self._stamps.entry(step) for step in links_of(full)][-1] is None:
+            if [self._stamps.entry(step, named=step == full) for step in links_of(full)][-1] is None:
                 raise SourceMissing(f'step "{instance.name}" names the env_file "{path}", which does not exist')
             with open(full, "rb") as file:
                 self._files[path] = parse_env_file(file.read(), path)

@@ -192,6 +192,8 @@ def _part(
     seen: dict[str, Stamp] = {}
     rested: dict[str, evidence.Item] = {}
     stamps = Stamps(memory.known, fine=False)
+    if not {path[len(root) + 1 :] for path in changed}.isdisjoint(written.reached):
+        return None  # A directory input, a link, a root or a tool leads there, too.
     for path, now in changed.items():
         name = path[len(root) + 1 :]
         readers = _readers(kept, name)

@@ -167,11 +167,11 @@ class Workspace:
     def full(self, path: str) -> str:
         return os.path.join(self.root, path.rstrip("/"))
 
-    def entry(self, path: str) -> Entry | None:
-        """What stands at a path now; None if nothing does."""
+    def entry(self, path: str, *, named: bool = False) -> Entry | None:
+        """What stands at a path now; None if nothing does. `named`: by a step, not only by what it names."""
         if path.endswith("/"):
             return self.tree(path)
-        return self.stamps.entry(self.full(path))
+        return self.stamps.entry(self.full(path), named=named)
 
     def is_light(self, path: str) -> bool:
         """Whether finding a file's digest is quick: it is small, or known by its stamp."""
@@ -192,7 +192,7 @@ class Workspace:
         self._check_parent(path, step)
         at = path
         for _ in range(40):
-            entry = self.entry(at)
+            entry = self.entry(at, named=at == path)
             if entry is None:
                 via = "" if at == path else f' (the symlink "{path}" leads there)'
                 raise SourceMissing(f'step "{step}" reads "{at}", which does not exist{via}', facts=[("step", step)])

@@ -187,6 +187,46 @@ def test_a_lost_output_that_the_store_has_not_either_is_made_again(settled: Proj
     assert settled.build(env={"WHO": "me"}).counts == {"fresh": 9}
 
 
+TWICE = """
+    [roots.kit]
+    path = "kit"
+    [steps.one]
+    command = "cat {path} > one.txt"
+    inputs = ["{path}"]
+    outputs = ["one.txt"]
+    [steps.other]
+    command = "{command} > other.txt"
+    outputs = ["other.txt"]
+"""
+OTHERWISE = {
+    "below a directory": ("src/a.txt", "cat src/*.txt", 'inputs = ["src/"]'),
+    "through a link": ("src/a.txt", "cat link", 'inputs = ["link"]'),
+    "in a root": ("kit/bin/tell", "cat kit/bin/tell", 'roots = ["kit"]'),
+    "as a tool": ("kit/bin/tell", "tell", 'roots = ["kit"]\n    path = ["kit/bin"]\n    tools = ["tell"]'),
+    "as the key of a root": ("src/a.txt", "cat kit/bin/tell", 'roots = ["kit"]'),
+}
+
+
+@pytest.mark.parametrize("way", sorted(OTHERWISE))
+def test_what_one_step_names_and_another_reaches_otherwise_changes_both(project: Project, way: str) -> None:
+    path, command, more = OTHERWISE[way]
+    text = TWICE.replace("{path}", path).replace("{command}", command) + f"    {more}\n"
+    if way.startswith("as the key"):
+        text = text.replace('path = "kit"\n', 'path = "kit"\n    key = ["src/a.txt"]\n')
+    project.manifest(text)
+    project.write("src/a.txt", "1\n")
+    project.write("kit/bin/tell", "#!/bin/sh\necho 1\n", executable=True)
+    os.symlink("src/a.txt", project.root / "link")
+    for number in (2, 3, 4):
+        brief(project)
+        brief(project)
+        content = f"#!/bin/sh\necho {number}\n" if path.startswith("kit") else f"{number}\n"
+        project.write(path, content, executable=path.startswith("kit"))
+        assert "built: 2 ran" in brief(project)
+        assert str(number) in project.read("one.txt")
+        assert project.build(env={"WHO": "me"}).counts == {"fresh": 2}
+
+
 def test_what_a_plan_rests_on_is_for_the_full_build(settled: Project) -> None:
     def after(change: Callable[[], object]) -> set[str] | None:
         before = settled.read("requiem.toml")
