@@ -18,30 +18,34 @@ from .globals import Globals
 
 def open_store(shared: Globals, *, read_only: bool) -> Store:
     """The store of the workspace around us, or the one that the user's configuration names."""
-    try:
-        site = places.find_site(Options(shared.start, shared.environment, manifest=shared.file))
-    except UsageError:
-        configured = load_settings(shared.environment).store_path
-        if configured is None:
-            raise
-        return Store(Path(configured).expanduser(), read_only=read_only)
-    return places.open_store(site, read_only=read_only)
+    configured = load_settings(shared.environment).store_path
+    site = _site(shared, needed=configured is None)
+    if site is not None:
+        return places.open_store(site, read_only=read_only)
+    assert configured is not None
+    return Store(Path(configured).expanduser(), read_only=read_only)
 
 
 def open_view(shared: Globals) -> Store:
     """As `open_store` for reading only, with what the workspace's builds made while it could not be written."""
-    try:
-        return places.open_view(places.find_site(Options(shared.start, shared.environment, manifest=shared.file)))
-    except UsageError:
-        return open_store(shared, read_only=True)
+    site = _site(shared)
+    return open_store(shared, read_only=True) if site is None else places.open_view(site)
 
 
 def open_working(shared: Globals) -> Store:
     """As `open_view`, for those who may have to write."""
+    site = _site(shared)
+    return open_store(shared, read_only=False) if site is None else places.working_store(site)
+
+
+def _site(shared: Globals, *, needed: bool = False) -> places.Site | None:
+    """The workspace; None outside of one, unless it is needed: then UsageError."""
     try:
-        return places.working_store(places.find_site(Options(shared.start, shared.environment, manifest=shared.file)))
+        return places.find_site(Options(shared.start, shared.environment, manifest=shared.file))
     except UsageError:
-        return open_store(shared, read_only=False)
+        if needed:
+            raise
+        return None
 
 
 def resolve(store: Store, text: str) -> Digest:
@@ -53,10 +57,8 @@ def resolve(store: Store, text: str) -> Digest:
 
 def size_max(shared: Globals) -> int:
     """The bound of that store, in bytes."""
-    try:
-        return places.size_max(places.find_site(Options(shared.start, shared.environment, manifest=shared.file)))
-    except UsageError:
-        return load_settings(shared.environment).store_size_max or SIZE_MAX
+    site = _site(shared)
+    return places.size_max(site) if site is not None else load_settings(shared.environment).store_size_max or SIZE_MAX
 
 
 def answer(shared: Globals, document: dict[str, object], text: str) -> None:

@@ -211,7 +211,8 @@ def log(context: click.Context, step: str) -> None:
         write_out(json.dumps(answer, sort_keys=True, ensure_ascii=False) + "\n")
         return
     console = Console(color=shared.color, quiet=True, verbose=False, explain=False, environment=shared.environment)
-    write_err(f"{plain(step)}: {event['state']}, {plain(event['failure'] or event['reason'])}\n")
+    reason = event["failure"] or event["reason"] or "no reason was noted"
+    write_err(f"{plain(step)}: {event['state']}, {plain(reason)}\n")
     for content in streams.values():
         if content:
             write_out(console.show(content) + "\n")

@@ -555,6 +555,7 @@ class _Run:
         if not self.options.dry_run:
             report.upkeep = Upkeep(
                 self.store.written,
+                self.view.records,
                 site=self.site,
                 size_max=size_max(self.site, self.planned.store_settings),
                 lasted_ms=report.duration_ms,

@@ -17,6 +17,7 @@ LOOKED_AT_MAX = 2000
 """Runs that are looked through, newest first, before a question ends without an answer."""
 
 _DIGESTS = ("request_digest", "result_digest", "record_digest", "stdout_digest", "stderr_digest")
+_TEXTS = ("failure", "reason")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def finished_in(store: Store, run: Run, names: Collection[str] = ()) -> Iterator
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
         if _is_finished(event) and event["state"] != "skipped" and (not names or event["name"] in names):
-            yield event
+            yield {**dict.fromkeys((*_DIGESTS, *_TEXTS)), **event}
 
 
 def _is_finished(event: Any) -> TypeGuard[dict[str, Any]]:
@@ -95,6 +96,7 @@ def _is_finished(event: Any) -> TypeGuard[dict[str, Any]]:
         and event.get("event") == "step_finished"
         and all(isinstance(event.get(name), str) for name in ("name", "state"))
         and all(event.get(name) is None or is_digest(event[name]) for name in _DIGESTS)
+        and all(event.get(name) is None or isinstance(event[name], str) for name in _TEXTS)
     )
 
 

@@ -16,6 +16,7 @@ from ..core.errors import Busy, EnvironmentFault
 from ..core.fields import dataclass
 from ..store.growth import Estimate
 from ..store.layout import Store
+from ..store.records import Records
 from .site import Site
 
 SHARE = 0.1
@@ -34,9 +35,10 @@ class OutOfTime(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Upkeep:
-    """`used` gives the requests whose results the workspace is in use of; `size_max` in bytes."""
+    """`used` gives the requests whose results the workspace is in use of, by `records`; `size_max` in bytes."""
 
     store: Store
+    records: Records
     site: Site
     size_max: int
     lasted_ms: int
@@ -65,7 +67,7 @@ class Upkeep:
         with open(mark, "wb"):
             os.utime(mark)
         for request_digest in self.used():
-            self.store.records.note_used(request_digest)
+            self.records.note_used(request_digest)
 
     def _is_due(self, estimate: Estimate | None) -> bool:
         if estimate is None:

@@ -138,6 +138,19 @@ def test_a_picture_differs_by_chunk() -> None:
     assert compare(picture(5, b"x"), picture(5, b"x")[:40])
 
 
+def test_a_chunk_of_a_picture_is_told_by_its_number_and_is_there_though_it_is_empty() -> None:
+    def picture(text: bytes, *kinds: bytes) -> bytes:
+        chunks = [(b"tEXt", text), *((kind, b"same") for kind in kinds), (b"IEND", b"")]
+        sealed = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks)
+        return b"\x89PNG\r\n\x1a\n" + b"".join(sealed)
+
+    assert one(picture(b"short", *[b"IDAT"] * 3), picture(b"longer", *[b"IDAT"] * 3)).place[0] == "chunk tEXt"
+    found = one(picture(b"x"), picture(b"x")[:-12])
+    assert (found.place, found.then, found.now) == (("chunk IEND",), "there", "absent")
+    found = one(picture(b"x", b"IDAT"), picture(b"x", b"IDAT", b"IDAT"))
+    assert (found.place, found.then, found.now) == (("chunk IDAT #2",), "absent", "there")
+
+
 def test_json_and_text_name_their_place_and_what_it_betrays() -> None:
     then, now = (json.dumps({"a": [1, {"b": x}], "same": 1}).encode() for x in (1, 2))
     assert one(then, now).place == ("a", "[1]", "b")

@@ -365,3 +365,32 @@ def test_the_store_of_another_user(public: Path) -> None:
     assert snapshot(reader.cas) == before
     owners = {stat.S_IMODE(path.stat().st_mode) for path in reader.cas.rglob("*") if path.is_dir()}
     assert owners == {0o555}
+
+
+@pytest.mark.parametrize("words", [("pack", "-o", "x.tar"), ("reproduce", "big", "--runs", "1"), ("build", "-n")])
+def test_nothing_is_deleted_through_a_link_in_the_stand_ins_place(tmp_path: Path, words: tuple[str, ...]) -> None:
+    reader = Reader(tmp_path)
+    reader.build()
+    victim = tmp_path / "victim"
+    (victim / "store").mkdir(parents=True)
+    (victim / "store/precious").write_text("mine")
+    os.symlink(victim, reader.root / ".requiem/stand-in")
+    assert reader.frozen(*words).code == 2
+    assert (victim / "store/precious").read_text() == "mine" and os.listdir(victim / "store") == ["precious"]
+
+
+def test_what_only_asks_needs_no_stand_in(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    reader.build()
+    for words in (("attest", "-o", "a.json"), ("sbom",)):
+        ran = reader.frozen(*words)
+        assert ran.code == 0, ran.err
+    assert not (reader.root / ".requiem/stand-in").exists()
+
+
+def test_what_reproduce_found_out_counts_at_once(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    reader.build()
+    first = json.loads(reader.frozen("reproduce", "big", "--json").out)["steps"][0]
+    second = json.loads(reader.frozen("reproduce", "big", "--json").out)["steps"][0]
+    assert first["level"].startswith("reproduced") and second["before"] == first["level"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from requiem_build.core import canonical
 from requiem_build.core.fields import replace
 from requiem_build.core.seal import parse_envelope
 from requiem_build.core.verdict import parse_verdict
+from requiem_build.store.layout import Store
 from requiem_build.store.verdicts import verdict_in
 
 pytestmark = pytest.mark.userns
@@ -236,3 +239,72 @@ def test_a_level_that_a_step_requires_can_be_earned_by_those_who_are_trusted(
     second.run("keys", "revoke", "local")
     laptop.run("keys", "revoke", "second")
     laptop.build(expect=6)
+
+
+# Collection and use
+
+
+def aged(paths: list[Path]) -> None:
+    """As if nobody had used them for forty days."""
+    old = time.time() - 40 * 86400
+    for path in paths:
+        os.utime(path, (old, old))
+
+
+def files(below: Path, pattern: str) -> list[Path]:
+    return [path for path in below.glob(pattern) if path.is_file()]
+
+
+def test_a_verdict_lives_as_long_as_any_writers_record(ci: Person, laptop: Person) -> None:
+    reproduce(ci)
+    plain, signed = files(ci.shared / "records", "??/*"), files(ci.shared / "records/signed", "*/??/*")
+    aged(plain)
+    assert laptop.run("cas", "gc", "--max-age", "720h").code == 0
+    assert not any(path.exists() for path in plain) and all(path.exists() for path in signed)
+    assert asks(laptop, REPRODUCED)[0] == "hit"
+    aged(files(ci.shared / "records", "??/*") + signed)
+    assert laptop.run("cas", "gc", "--max-age", "720h").code == 0
+    assert not any(path.exists() for path in signed)
+    assert [path for path in (ci.shared / "verdicts").rglob("*") if path.is_file()] == []
+
+
+def test_what_is_only_ever_fresh_is_used_in_every_scope_that_may_answer(ci: Person, laptop: Person) -> None:
+    laptop.configure('[trust]\naccept = ["ci"]\n')
+    laptop.build()
+    records = files(ci.shared / "records", "??/*") + files(ci.shared / "records/signed", "*/??/*")
+    aged(records)
+    (laptop.root / ".requiem/used").unlink(missing_ok=True)
+    assert laptop.build().counts == {"fresh": 1}
+    assert [path for path in records if time.time() - path.stat().st_mtime > 86400] == []
+
+
+ODD = [
+    b"[]",
+    b"3",
+    b'{"event":"step_finished","state":"ran","name":["hello"],"request_digest":"a","result_digest":"b"}',
+    b'{"event":"step_finished","state":"ran","name":"hello","request_digest":"../../x","result_digest":"b"}',
+    b'{"event":"step_finished","state":"ran","name":"hello","request_digest":null,"result_digest":null}',
+    b'{"event":"step_finished","state":["ran"],"name":"hello","request_digest":5,"result_digest":[]}',
+    b'{"event":"step_finished","name":"hello"}',
+]
+
+
+@pytest.mark.parametrize("line", ODD, ids=range(len(ODD)))
+def test_a_line_that_no_journal_holds_is_passed_by(ci: Person, line: bytes) -> None:
+    """Whoever can write the store can add a run with such a journal."""
+    store = Store(ci.shared)
+    last = list(store.runs)[-1]
+    journal = store.objects.put(store.objects.get(last.journal) + line + b"\n")
+    told = {name: getattr(last, name) for name in ("counts", "exit_code", "ok", "when", "workspace")}
+    store.runs.add("20991231T235959Z-00000abcd", journal, told)
+    shutil.rmtree(ci.root / ".requiem")
+    for words in (("log", "hello"), ("attest",), ("sbom",), ("reproduce", "--runs", "1"), ("why", "hello")):
+        ran = ci.run(*words)
+        assert ran.code == 0, f"{words}: {ran.code}\n{ran.out}{ran.err}"
+
+
+def test_an_answer_is_one_document_also_where_a_step_cannot_be_run_again(ci: Person) -> None:
+    ci.write("requiem.toml", ci.read("requiem.toml") + '[steps.new]\ncommand = "true"\n')
+    ran = ci.run("reproduce", "new", "--json")
+    assert ran.code == 4 and json.loads(ran.out)["ok"] is False
+    assert '"new" was not run again' in ran.err
