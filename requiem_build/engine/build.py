@@ -44,6 +44,7 @@ from .site import (
     boot_sandbox,
     can_write,
     clear_scratch,
+    dismiss_workers,
     drop_stand_in,
     find_site,
     host_platform,
@@ -52,6 +53,7 @@ from .site import (
     question_of,
     size_max,
     stand_in_notice,
+    start_workers,
     trust_of,
     working_store,
 )
@@ -103,6 +105,7 @@ def build(
         return _build(options, listener, on_start, asked)
     finally:
         gc.enable()
+        dismiss_workers()
 
 
 def _build(options: Options, listener: Listener, on_start: OnStart, asked: Asked | None) -> Report:
@@ -187,6 +190,7 @@ class _Run:
         self.part = touched.look(site, options, question, self.memory)
         if self.part is not None and not self.part.planned.plan.instances:
             return self._only_touched(self.part)
+        self._start_workers()
         self.scope = self.part or self._whole(question)
         self.planned = self.scope.planned
         self.store = working_store(site, self.planned.store_settings, dry_run=options.dry_run)
@@ -198,6 +202,15 @@ class _Run:
             keep_manifest(site.root, self.planned.manifest, self.store)
         with self._journaled():
             return self._run(question, on_start)
+
+    def _start_workers(self) -> None:
+        """Those that a step will most probably need, so that they start while we still plan."""
+        if self.options.dry_run or (self.options.sandbox or self.site.settings.sandbox or "strict") != "strict":
+            return
+        if self.part is not None:
+            start_workers(min(self.jobs(), len(self.part.planned.plan.instances)))
+        elif not self.memory.steps:  # Nothing was ever built here.
+            start_workers(self.jobs() + OVERLAP)
 
     def _whole(self, question: plans.Question) -> Scope:
         planned = plans.obtain(self.site.root, question, self.site.seal, self.site.settings.roots)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .trust import Trust
 
 
+AHEAD_MAX = 8
+"""Workers that are started before a step asks for one."""
 STAND_IN = "stand-in"
 """Below `.requiem/`: what builds make while the store cannot be written."""
 
@@ -282,6 +284,22 @@ def boot_sandbox(
         return NoSandbox(workspace=site.root)
     # The path is part of what the step sees: the same for the same request, and no other step's.
     return ProcessSandbox(os.path.join(site.dot, "staged", request.digest[:24]), _cgroups(site))
+
+
+def start_workers(count: int) -> None:
+    """Begins that many of the processes that strict sandboxes need. It is no promise, and costs little if none is."""
+    if sys.platform == "linux":
+        from ..sandbox.attendant import AHEAD
+
+        AHEAD.start("worker", min(count, AHEAD_MAX))
+
+
+def dismiss_workers() -> None:
+    """Ends those that no sandbox took."""
+    if "requiem_build.sandbox.attendant" in sys.modules:
+        from ..sandbox.attendant import AHEAD
+
+        AHEAD.end()
 
 
 def _boot_strict(

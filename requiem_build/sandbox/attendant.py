@@ -41,18 +41,19 @@ class Attendant:
         self._ending = threading.Lock()
         self._number = 0
         self._running = False
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.greeting: tuple[Any, ...] = ()
+        begun = None if before else AHEAD.take(module)
+        if begun is not None:
+            with contextlib.suppress(EOFError):  # It was killed while it waited.
+                self._greet(*begun, setup)
+        if not self.greeting:
+            self._greet(*_start(module, before), setup)
+
+    def _greet(self, pid: int, channel: Channel, setup: Mapping[str, Any]) -> None:
+        self._pid, self._channel = pid, channel
         try:
-            self._pid = _spawn(module, theirs.fileno(), before)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self._channel = Channel(ours)
-        try:
-            self._channel.send({"engine": os.getpid(), **setup})
-            self.greeting: tuple[Any, ...] = self._channel.receive()[0]
+            channel.send({"engine": os.getpid(), **setup})
+            self.greeting = channel.receive()[0]
         except BaseException:
             self.end()
             raise
@@ -112,16 +113,63 @@ class Attendant:
     def end(self) -> str:
         """Ends the worker and waits for it. How it ended, in words. Idempotent."""
         with self._ending:
-            self._channel.close()
             pid, self._pid = self._pid, 0
-            if not pid:
-                return "ended before"
-            try:
-                _, status = os.waitpid(pid, 0)
-            except ChildProcessError:  # Someone in this program waits for all children.
-                return "ended"
-        code = os.waitstatus_to_exitcode(status)
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            return _end(pid, self._channel) if pid else "ended before"
+
+
+class Ahead:
+    """Workers that were started before it is known what for: an interpreter needs longer to start than to be told."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._begun: list[tuple[str, int, Channel]] = []
+
+    def start(self, module: str, count: int) -> None:
+        """Where that cannot be done it will be told by the one who needs a worker."""
+        with self._lock, contextlib.suppress(OSError):
+            for _ in range(count):
+                self._begun.append((module, *_start(module, ())))
+
+    def take(self, module: str) -> tuple[int, Channel] | None:
+        with self._lock:
+            for index, (kind, pid, channel) in enumerate(self._begun):
+                if kind == module:
+                    del self._begun[index]
+                    return pid, channel
+        return None
+
+    def end(self) -> None:
+        """Those that nobody needed."""
+        with self._lock:
+            begun, self._begun = self._begun, []
+        for _, pid, channel in begun:
+            _end(pid, channel)
+
+
+AHEAD = Ahead()
+"""Of this process, as its children are."""
+
+
+def _start(module: str, before: tuple[str, ...]) -> tuple[int, Channel]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        pid = _spawn(module, theirs.fileno(), before)
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return pid, Channel(ours)
+
+
+def _end(pid: int, channel: Channel) -> str:
+    channel.close()
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:  # Someone in this program waits for all children.
+        return "ended"
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 def _spawn(module: str, end: int, before: tuple[str, ...]) -> int:
