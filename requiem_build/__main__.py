@@ -106,7 +106,10 @@ def parse_plain(arguments: list[str]) -> tuple[bool, str | None, tuple[str, ...]
                 return None
         elif word in JOBS and seen_build:
             count = next(words, "")
-            if not count.isdigit() or not 0 < int(count) <= JOBS_MAX:
+            if not _is_count(count):
+                return None
+        elif word.startswith(JOBS) and seen_build:
+            if not _is_count(word.removeprefix("-j").removeprefix("--jobs=")):
                 return None
         elif word.startswith("-"):
             return None
@@ -117,6 +120,10 @@ def parse_plain(arguments: list[str]) -> tuple[bool, str | None, tuple[str, ...]
         else:
             targets.append(word)
     return (quiet, directory, tuple(targets)) if seen_build else None
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 4 and 0 < int(text) <= JOBS_MAX
 
 
 def _nothing_to_do(arguments: list[str]) -> bool:

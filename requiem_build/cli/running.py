@@ -28,6 +28,8 @@ def build_plain(shared: Globals, words: list[str]) -> int:
     for word in given:
         if word in ("-j", "--jobs"):
             jobs = int(next(given))
+        elif word.startswith("-"):  # -j8, --jobs=8
+            jobs = int(word.removeprefix("--jobs=").removeprefix("-j"))
         else:
             targets.append(word)
     options = make_options(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import marshal
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ..core.entries import Entry
@@ -15,7 +16,8 @@ from ..core.fields import dataclass, field
 from . import sealed
 from .stamps import Known, pack, unpack
 
-KNOWN_MAX = 1_000_000
+CHANGED_MAX = 0.02
+"""The share of what is remembered from which on all of it is written anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +42,15 @@ V = TypeVar("V")
 
 
 class Rows(MutableMapping[str, V]):
-    """A mapping of which most is never asked for: each value is marshalled by itself, until it is asked for."""
+    """A mapping of which most is never asked for: each value is marshalled by itself, until it is asked for.
+
+    It knows what has been set or deleted since it was first written down, also by others who told of it (`changes`).
+    """
 
     def __init__(self, rows: dict[str, bytes], decode: Callable[[Any], V], encode: Callable[[V], Any]) -> None:
-        self._rows: dict[str, bytes | None] = {**rows}
+        self._rows: dict[str, bytes | None] = rows  # type: ignore[assignment]  # Its own from now on.
         self._live: dict[str, V] = {}
+        self._changed: set[str] = set()
         self._decode = decode
         self._encode = encode
 
@@ -59,10 +65,12 @@ class Rows(MutableMapping[str, V]):
     def __setitem__(self, name: str, value: V) -> None:
         self._live[name] = value
         self._rows[name] = None
+        self._changed.add(name)
 
     def __delitem__(self, name: str) -> None:
         del self._rows[name]
         self._live.pop(name, None)
+        self._changed.add(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._rows
@@ -72,6 +80,30 @@ class Rows(MutableMapping[str, V]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def changes(self) -> dict[str, bytes | None]:
+        """What has changed, as rows; None for what is gone."""
+        return {name: self._row(name) if name in self._rows else None for name in self._changed}
+
+    def apply(self, changes: Mapping[str, bytes | None]) -> None:
+        self._changed.update(changes)
+        for name, row in changes.items():
+            if row is not None:
+                self._rows[name] = row
+            else:
+                self._rows.pop(name, None)
+
+    def settle(self) -> None:
+        """What it holds now is what is written down."""
+        self._changed.clear()
+
+    @property
+    def changed_much(self) -> bool:
+        return len(self._changed) > CHANGED_MAX * len(self._rows)
+
+    def _row(self, name: str) -> bytes:
+        row = self._rows[name]
+        return marshal.dumps(self._encode(self._live[name])) if row is None else row
 
     def rows(self) -> dict[str, bytes]:
         encode, live = self._encode, self._live
@@ -85,6 +117,8 @@ class Memory:
     failed: dict[str, str] = field(default_factory=dict)
     """Steps that failed when they were last run -> the digest of that request."""
     last_run: str | None = None
+    mark: bytes = b""
+    """Of the file that it was read from: what has changed since is told on top of that."""
 
     def made(self) -> dict[str, Entry]:
         """Every output path that Requiem put into this workspace, and what it put there."""
@@ -92,15 +126,43 @@ class Memory:
 
 
 def load(dot: str, key: bytes) -> Memory:
-    value = sealed.load(os.path.join(dot, "memory"), key)
-    known, steps, failed, last_run = value if value is not None else ({}, {}, {}, None)
-    return Memory(Rows(known, _same, _same), Rows(steps, _remembered, _row), failed, last_run)
+    value = sealed.load(_path(dot), key)
+    known, steps, failed, last_run, mark = value if value is not None else ({}, {}, {}, None, b"")
+    memory = Memory(Rows(known, _same, _same), Rows(steps, _remembered, _row), failed, last_run, mark)
+    later = sealed.load(_later_path(dot), key) if mark else None
+    if later is not None and later[0] == mark:
+        assert isinstance(memory.known, Rows) and isinstance(memory.steps, Rows)
+        memory.known.apply(later[1])
+        memory.steps.apply(later[2])
+        memory.failed, memory.last_run = later[3:]
+    return memory
 
 
 def save(dot: str, key: bytes, memory: Memory) -> None:
-    known = memory.known if isinstance(memory.known, Rows) else _filled(Rows({}, _same, _same), memory.known)
-    steps = memory.steps if isinstance(memory.steps, Rows) else _filled(Rows({}, _remembered, _row), memory.steps)
-    sealed.save(os.path.join(dot, "memory"), key, (known.rows(), steps.rows(), memory.failed, memory.last_run))
+    """Where little changed, only that is written: `memory.later` belongs to one `memory`, which says so by its mark."""
+    known, steps = memory.known, memory.steps
+    if not isinstance(known, Rows):
+        known = memory.known = _filled(Rows({}, _same, _same), known)
+    if not isinstance(steps, Rows):
+        steps = memory.steps = _filled(Rows({}, _remembered, _row), steps)
+    if memory.mark and not (known.changed_much or steps.changed_much):
+        later = (memory.mark, known.changes(), steps.changes(), memory.failed, memory.last_run)
+        sealed.save(_later_path(dot), key, later)
+        return
+    memory.mark = os.urandom(16)
+    sealed.save(_path(dot), key, (known.rows(), steps.rows(), memory.failed, memory.last_run, memory.mark))
+    known.settle()
+    steps.settle()
+    with suppress(OSError):
+        os.unlink(_later_path(dot))
+
+
+def _path(dot: str) -> str:
+    return os.path.join(dot, "memory")
+
+
+def _later_path(dot: str) -> str:
+    return os.path.join(dot, "memory.later")
 
 
 def _filled(rows: Rows[V], values: Mapping[str, V]) -> Rows[V]:

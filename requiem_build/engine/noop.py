@@ -66,8 +66,7 @@ class Written:
         number = self._number(root, path)
         if number is None:
             return None
-        a, b, c, d, e = struct.unpack_from("=5q", self.stamps, number * quick.STAMP_BYTES)
-        return (a, b, c, d, e)
+        return unpacked(self.stamps, number * quick.STAMP_BYTES)
 
     def is_witnessed(self, path: str) -> bool:
         """Whether a file whose stamp was too young still has its content."""
@@ -95,6 +94,12 @@ class Written:
         at = (len(self.inside) - len(inside) // quick.STAMP_BYTES) * quick.STAMP_BYTES
         self.stamps = bytes(stamps[:at] + inside + stamps[at:] + outside)
         self.absent = [path for path in self.absent if path not in seen]
+
+
+def unpacked(stamps: bytes, at: int) -> Stamp:
+    """One of `quick.packed`, `at` its first byte."""
+    a, b, c, d, e = struct.unpack_from("=5q", stamps, at)
+    return (a, b, c, d, e)
 
 
 def forget(site: Site) -> None:

@@ -20,8 +20,9 @@ SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HO
 
 
 STAMP_BYTES = 40
-MANY = 2000
-"""From so many paths on a second thread is worth its start."""
+SHARE_MIN = 4000
+"""So many paths are worth a process of their own."""
+SHARES_MAX = 8
 seen: list[tuple[tuple[object, ...], bytes]] = []
 """What was written down and the stamps found instead, if anything differed: who looks closer need not look again."""
 
@@ -44,30 +45,50 @@ def stamps_now(paths: list[str]) -> bytes:
 
 
 def _stamps_of_many(paths: list[str]) -> bytes:
-    """The same, by two threads where that pays: most of the time is the kernel's, which needs no interpreter."""
-    if len(paths) < MANY or (os.cpu_count() or 1) < 2:
+    """The same, by several processes where that pays: threads would wait for each other's turn at each path.
+
+    Empty if one of them did not exist. Only for a process that has a single thread.
+    """
+    shares = min(os.cpu_count() or 1, SHARES_MAX, len(paths) // SHARE_MIN)
+    if shares < 2 or not hasattr(os, "memfd_create"):
         return stamps_now(paths)
-    import _thread  # Built in: `threading` would cost what is gained.
-
-    half = len(paths) // 2
-    found: list[bytes] = []
-    ended = _thread.allocate_lock()
-    ended.acquire()
-
-    def look() -> None:
-        try:
-            found.append(stamps_now(paths[half:]))
-        except OSError:
-            pass  # It is missing from what was found.
-        finally:
-            ended.release()
-
-    _thread.start_new_thread(look, ())
+    size = -(-len(paths) // shares)
+    others = [_look_apart(paths[begin : begin + size]) for begin in range(size, len(paths), size)]
     try:
-        mine = stamps_now(paths[:half])
+        mine = stamps_now(paths[:size])
     finally:
-        ended.acquire()
-    return mine + found[0] if found else b""
+        found = [_seen_apart(child, memory) for child, memory in others]
+    return b"" if b"" in found else b"".join((mine, *found))
+
+
+def _look_apart(paths: list[str]) -> tuple[int, int]:
+    """A child that looks at them, and the memory where it leaves their stamps."""
+    memory = os.memfd_create("stamps", os.MFD_CLOEXEC)
+    try:
+        child = os.fork()
+    except OSError:  # No room for another process.
+        child = -1
+    if child > 0:
+        return child, memory
+    try:
+        rest = memoryview(stamps_now(paths))
+        while rest:
+            rest = rest[os.write(memory, rest) :]
+    except OSError:
+        pass  # One of them is missing: nothing is left in the memory.
+    finally:
+        if child == 0:
+            os._exit(0)
+    return child, memory
+
+
+def _seen_apart(child: int, memory: int) -> bytes:
+    if child > 0:
+        os.waitpid(child, 0)
+    try:
+        return os.pread(memory, os.fstat(memory).st_size, 0)
+    finally:
+        os.close(memory)
 
 
 def packed(numbers: list[int]) -> bytes:
@@ -91,7 +112,7 @@ def nothing_to_do(
         os.chdir(root)  # Looking at a relative path is a fifth cheaper.
         now = _stamps_of_many([*inside, *outside])
         if now != stamps:
-            seen.append((value, now[: len(inside) * STAMP_BYTES]))
+            seen.append((value, now))
             return None
         if any(map(os.path.lexists, absent)):
             return None

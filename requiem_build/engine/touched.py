@@ -144,33 +144,43 @@ def _changed(root: str, written: noop.Written) -> dict[str, Stamp] | None:
     if any(map(os.path.lexists, written.absent)):
         return None
     inside = len(written.inside) * quick.STAMP_BYTES
+    now = _seen_at_the_door(written)
     try:
-        if quick.stamps_now(written.outside) != written.stamps[inside:]:
-            return None
+        outside = quick.stamps_now(written.outside) if now is None else now[inside:]
     except OSError:
         return None
+    if outside != written.stamps[inside:]:
+        return None
     changed: dict[str, Stamp] = {}
-    known = _seen_at_the_door(written)
     for first in range(0, len(written.inside), CHUNK):
         names = written.inside[first : first + CHUNK]
         begin, end = first * quick.STAMP_BYTES, (first + len(names)) * quick.STAMP_BYTES
         chunk = written.stamps[begin:end]
-        if known is not None and known[begin:end] == chunk:
-            continue
-        paths = [f"{root}/{name}" for name in names]
-        try:
-            if quick.stamps_now(paths) == chunk:
-                continue
-        except OSError:
-            pass
-        for number, path in enumerate(paths):
-            now = stamp_at(path)
-            if quick.packed(list(now)) != chunk[number * quick.STAMP_BYTES : (number + 1) * quick.STAMP_BYTES]:
-                changed[path] = now
+        if now is None or now[begin:end] != chunk:
+            changed |= _changed_of([f"{root}/{name}" for name in names], chunk, b"" if now is None else now[begin:end])
     for path in written.witnesses:
         if path not in changed and not written.is_witnessed(path):
             changed[path] = stamp_at(path)
     return changed
+
+
+def _changed_of(paths: list[str], stamps: bytes, now: bytes) -> dict[str, Stamp]:
+    """Those of some paths with other stamps than these; `now` are those of a moment ago, or empty."""
+    if not now:
+        try:
+            now = quick.stamps_now(paths)
+        except OSError:
+            return {path: seen for path, seen, is_same in _compared(paths, stamps) if not is_same}
+    size = quick.STAMP_BYTES
+    places = [(path, number * size) for number, path in enumerate(paths)]
+    return {path: noop.unpacked(now, at) for path, at in places if now[at : at + size] != stamps[at : at + size]}
+
+
+def _compared(paths: list[str], stamps: bytes) -> Iterator[tuple[str, Stamp, bool]]:
+    for number, path in enumerate(paths):
+        seen = stamp_at(path)
+        at = number * quick.STAMP_BYTES
+        yield path, seen, quick.packed(list(seen)) == stamps[at : at + quick.STAMP_BYTES]
 
 
 def _seen_at_the_door(written: noop.Written) -> bytes | None:

@@ -75,8 +75,21 @@ def test_the_fast_path_and_the_command_line_know_the_same_flags() -> None:
     assert all(shared._FLAGS[flag] == "quiet" for flag in door.QUIET)
     assert all(shared._VALUES[flag] == "directory" for flag in door.DIRECTORY)
     assert door.parse_plain(["build", "-j", "2", "-q", "-C", "x", "a", "b"]) == (True, "x", ("a", "b"))
-    for other in (["build", "-k"], ["build", "--json"], ["list"], ["-v", "build"], ["build", "-j"], []):
+    for spelled in ("-j2", "--jobs=2"):
+        assert door.parse_plain(["build", spelled, "a"]) == (False, None, ("a",))
+    wrong = [["build", word] for word in ("-j0", "-j-1", "-jx", "-j2k", "--jobs=", "--jobs", "-j9999", "-j²")]
+    for other in (["build", "-k"], ["build", "--json"], ["list"], ["-v", "build"], ["build", "-j"], [], *wrong):
         assert door.parse_plain(other) is None
+
+
+def test_a_number_of_jobs_may_be_written_at_once(hello: Project) -> None:
+    assert hello.run("build", "-j1").code == 0
+    assert "nothing to do" in hello.run("build", "-j2").err
+    assert "click" not in imported(hello, "build", "-j2")
+    hello.write("name.txt", "you\n")
+    assert "click" not in imported(hello, "build", "--jobs=1")
+    assert hello.read("out.txt") == "you\n"
+    assert hello.run("build", "-j0").code == 2
 
 
 def test_the_fast_path_notices_whatever_changes(hello: Project) -> None:

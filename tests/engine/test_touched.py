@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from project import Project
@@ -526,3 +528,23 @@ def test_a_brief_build_leaves_what_a_full_one_would(tmp_path: Path, number: int)
         ]
         assert files[0] == files[1], told
         brief(project)
+
+
+@pytest.mark.parametrize("room", [True, False], ids=["processes", "no-room-for-one"])
+def test_several_processes_see_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    monkeypatch.setattr(quick, "SHARE_MIN", 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    if not room:
+        monkeypatch.setattr(os, "fork", Mock(side_effect=BlockingIOError))
+    paths = [str(tmp_path / str(number)) for number in range(10)]
+    for path in paths:
+        Path(path).write_text(path)
+    before = set(os.listdir("/proc/self/fd"))
+    assert quick._stamps_of_many(paths) == quick.stamps_now(paths)
+    for gone in (paths[0], paths[5], paths[9]):
+        os.rename(gone, f"{gone}.away")
+        with suppress(OSError):  # The same to the one who asks.
+            assert quick._stamps_of_many(paths) == b""
+        os.rename(f"{gone}.away", gone)
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
