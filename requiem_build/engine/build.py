@@ -208,7 +208,7 @@ class _Run:
         if self.options.dry_run or (self.options.sandbox or self.site.settings.sandbox or "strict") != "strict":
             return
         if self.part is not None:
-            start_workers(min(self.jobs(), len(self.part.planned.plan.instances)))
+            start_workers(min(self.jobs(), len(self.part.planned.plan.instances) - len(self.part.lost)))
         elif not self.memory.steps:  # Nothing was ever built here.
             start_workers(self.jobs() + OVERLAP)
 

@@ -267,14 +267,7 @@ def _reach(
         if len(numbers) - len(lost) > SHARE_MAX * len(kept.names) and len(kept.names) > CHUNK:
             return None
     instances = {kept.names[number]: kept.instance(number) for number in sorted(numbers)}
-    order = {
-        name: replace(
-            instance,
-            needs=tuple(need for need in instance.needs if need in instances),
-            after=tuple(need for need in instance.after if need in instances),
-        )
-        for name, instance in instances.items()
-    }
+    order = {name: _among(instance, instances) for name, instance in instances.items()}
     untouched = [
         number for number, place in enumerate(kept.places) if number not in numbers and place != plans.NO_PLACE
     ]
@@ -284,6 +277,13 @@ def _reach(
     names = frozenset(kept.names[number] for number in lost)
     everything = Everything(kept, instances)
     return Part(written, kept, planned, kept.plan(order), untouched, seen, changed, memory, names, everything)
+
+
+def _among(instance: Instance, others: Mapping[str, Instance]) -> Instance:
+    """With none but these to wait for."""
+    needs = tuple(need for need in instance.needs if need in others)
+    after = tuple(need for need in instance.after if need in others)
+    return instance if (needs, after) == (instance.needs, instance.after) else replace(instance, needs=needs, after=after)
 
 
 def fresh(part: Part, number: int) -> StepFinished:
