@@ -19,7 +19,7 @@ from .starting import join_cgroup
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 MACHINES = ("x86_64",)
@@ -51,6 +51,10 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 
 class NotKept(Exception):
     """This host lets nobody trace a process, not even in namespaces of his own."""
+
+
+class _OutOfReach(Exception):
+    """Memory of a process that cannot be read or written: mostly because it was killed meanwhile."""
 
 
 class _Vector(ctypes.Structure):
@@ -231,8 +235,14 @@ class Keeper:
         registers = _registers(pid)
         if registers is None:
             return
-        words = _words(pid, registers[_RSP])
-        place = registers[_RSP]
+        try:
+            self._tell(pid, registers[_RSP])
+        except _OutOfReach:
+            if _registers(pid) is not None:  # It lives, and would run on with what was to be withheld.
+                raise
+
+    def _tell(self, pid: int, place: int) -> None:
+        words = _words(pid, place)
         arguments = next(words)
         place += 8 * (1 + arguments + 1)
         for _ in range(arguments + 1):
@@ -243,9 +253,9 @@ class Keeper:
         while (kind := next(words)) != 0:
             value = next(words)
             if kind == _AT_VDSO:
-                assert _write(pid, place, struct.pack("=Q", _AT_IGNORE))
+                _put(pid, place, struct.pack("=Q", _AT_IGNORE))
             elif kind == _AT_RANDOM and self._seeded:
-                assert _write(pid, value, _SEED)
+                _put(pid, value, _SEED)
             place += 16
 
 
@@ -284,14 +294,19 @@ def _write(pid: int, address: int, content: bytes) -> bool:
     return bool(done == len(content))
 
 
-def _words(pid: int, address: int) -> Any:
-    """The words of a stack from an address upwards. They end with the stack (StopIteration)."""
+def _put(pid: int, address: int, content: bytes) -> None:
+    if not _write(pid, address, content):
+        raise _OutOfReach
+
+
+def _words(pid: int, address: int) -> Iterator[int]:
+    """The words of a stack from an address upwards, without end. Raises _OutOfReach where there are none."""
     buffer = ctypes.create_string_buffer(4096)
     while True:
         size = 4096 - address % 4096  # Never beyond the page that is surely there.
         here, there = _Vector(ctypes.addressof(buffer), size), _Vector(address, size)
         got = _libc.process_vm_readv(pid, ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
         if got <= 0:
-            return
+            raise _OutOfReach
         yield from struct.unpack(f"={got // 8}Q", buffer.raw[: got // 8 * 8])
         address += got

@@ -150,6 +150,51 @@ def test_a_stopped_process_stops_and_goes_on(frozen, run_in):
     assert run_in(frozen, "bash", "-c", script).out == "1\n0\n"
 
 
+EXECUTING = """
+import os, signal
+for _ in range(400):
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            os.execv("/bin/true", ["true"])
+        children.append(child)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+print("all")
+"""
+
+
+def test_a_child_that_is_killed_as_it_executes_takes_nobody_with_it(frozen, run_in, python):
+    step = run_in(frozen, python, "-I", "-S", "-c", EXECUTING)
+    assert (step.out, step.finished.termination) == ("all\n", "exited")
+
+
+@pytest.mark.parametrize("place", ["_registers", "_words", "_write"])
+def test_a_process_that_is_gone_when_it_is_looked_at_is_let_go(place, monkeypatch):
+    """At each moment at which it could have been killed; and one that lives is never run on without being told."""
+    seen = []
+
+    def registers(_: int) -> list[int] | None:
+        seen.append(place)
+        return None if place == "_registers" or len(seen) > 1 else [0] * 27
+
+    def words(*_: int):
+        if place == "_words":
+            raise keeper._OutOfReach
+        yield from (0, 0, 0, keeper._AT_VDSO, 1)
+
+    monkeypatch.setattr(keeper, "_registers", registers)
+    monkeypatch.setattr(keeper, "_words", words)
+    monkeypatch.setattr(keeper, "_write", lambda *_: False)
+    keeper.Keeper(0, True)._prepare(1)
+    if place != "_registers":
+        monkeypatch.setattr(keeper, "_registers", lambda _: [0] * 27)
+        with pytest.raises(keeper._OutOfReach):
+            keeper.Keeper(0, True)._prepare(1)
+
+
 def test_walls_stand_as_without(frozen, run_in, python):
     status = dict(line.split(":", 1) for line in run_in(frozen, "cat", "/proc/self/status").out.splitlines())
     assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]
