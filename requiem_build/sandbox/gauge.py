@@ -40,7 +40,7 @@ class Gauge:
 
     def look(self) -> bool:
         """Whether a limit is passed now."""
-        pids = list(self._tree.pids())
+        pids = [pid for pid in self._tree.pids() if pid != self._tree.keeper]
         cpu_s, resident, tasks = self._tree.user_s + self._tree.system_s, 0, 0
         for pid in pids:
             seen = _stat(pid)

@@ -49,15 +49,18 @@ def _check(path: str) -> None:
     assert path and path[0] != "/" and ".." not in path.split("/"), f"not a workspace path: {path!r}"
 
 
-def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
-    """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU."""
+def plan_rlimits(limits: Limits, *, held: bool = False) -> list[tuple[int, int, int]]:
+    """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU.
+
+    `held`: a keeper stands between the worker and the step, and counts as the worker does.
+    """
     import resource  # Windows has none, and no such limits.
 
     wanted: list[tuple[int, int, int]] = []
     if limits.cpu_time_ms is not None:
         seconds = max(1, math.ceil(limits.cpu_time_ms / 1000))
         wanted.append((resource.RLIMIT_CPU, seconds, seconds + 1))
-    processes = None if limits.processes is None else limits.processes + _PROCESSES_OF_ITS_OWN
+    processes = None if limits.processes is None else limits.processes + _PROCESSES_OF_ITS_OWN + held
     for which, value in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_NPROC, processes),

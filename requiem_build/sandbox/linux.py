@@ -164,7 +164,7 @@ class StrictSandbox:
         attendant = self._current(job)
         tree = self._trees.choose(job) if shared else None
         plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
-        message = {**_message(job, plan, self._here), "shelf": plan_shelf(tree), "hold": self._hold(job)}
+        message = {**_message(job, plan, self._here, held=self._held), "shelf": plan_shelf(tree), "hold": self._hold(job)}
         descriptor = None if group is None else group.procs
         answer, workspace = attendant.run(message, descriptor, job.on_terminal)
         if answer[0] == "fault" and tree is not None:
@@ -307,13 +307,15 @@ class SystemNotShown(SandboxUnavailable):
 _SHOWING = ("('show_masked'", "('check_masked'")
 
 
-def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) -> dict[str, Any]:
+def _message(
+    job: Job, operations: list[Operation], here: Perturbation = STILL, *, held: bool = False
+) -> dict[str, Any]:
     return {
         "operations": operations,
         "command": list(job.command),
         "env": dict(job.env) if here is STILL else perturbed_environment(job.env, here),
         "cwd": here.workspace if job.cwd == "." else f"{here.workspace}/{job.cwd}",
-        "rlimits": plan_rlimits(job.limits),
+        "rlimits": plan_rlimits(job.limits, held=held),
         "ceilings": plan_ceilings(job.limits),
         "timeout_ms": job.limits.timeout_ms,
         "max_output_bytes": job.max_output_bytes,

@@ -73,10 +73,14 @@ class Stream:
 
 
 class Tree:
-    """The processes of one step: everything in this pid namespace but ourselves."""
+    """The processes of one step: everything in this pid namespace but ourselves.
 
-    def __init__(self, leader: int) -> None:
+    `kept`: the leader is no process of the step, but the keeper that started its command (`keeper.py`).
+    """
+
+    def __init__(self, leader: int, *, kept: bool = False) -> None:
         self.leader = leader
+        self.keeper = leader if kept else 0
         self.status: int | None = None
         self.killed = 0
         self.user_s = 0.0

@@ -59,7 +59,8 @@ class Serving:
                 return
             for stream in streams:
                 stream.close_writer()
-            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams, job["ceilings"])
+            tree = Tree(staging.pid, kept=job.get("hold") is not None)
+            watch = Watch(self.channel, job["number"], tree, streams, job["ceilings"])
             reply = watch.follow(job["timeout_ms"])
             reply["changed"] = staging.changed()
             reply["tmp_full"] = is_full(staging.tmp) or is_full(staging.shared)

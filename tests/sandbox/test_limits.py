@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from requiem_build.core import kinds
 from requiem_build.core.policy import Limits, line_of
+from requiem_build.sandbox import keeper
 from requiem_build.sandbox.linux import StrictSandbox
 from requiem_build.sandbox.posix import ProcessSandbox
 
@@ -74,6 +76,32 @@ def test_the_control_as_many_processes_as_the_limit_allows(run_python):
     script = "import os, time\nfor i in range(10):\n    if os.fork() == 0: time.sleep(0.2); os._exit(0)\nprint('all')"
     step = run_python(script, processes=20)
     assert (step.out, step.finished.termination) == ("all\n", "exited")
+
+
+TOGETHER = """
+import os, time
+count = 1
+try:
+    while count < 9:
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        count += 1
+except OSError:
+    pass
+print(count, flush=True)
+time.sleep(0.2)  # So that who looks 20 times a second sees them.
+"""
+
+
+@pytest.mark.parametrize("clock", ["real", "frozen"])
+@pytest.mark.parametrize("most", [1, 4])
+def test_as_many_as_were_asked_for_also_beside_a_keeper(run_in, python, clock, most):
+    if clock == "frozen" and os.uname().machine not in keeper.MACHINES:
+        pytest.skip("nothing can be held on this processor")
+    with StrictSandbox(clock=clock) as sandbox:
+        step = run_in(sandbox, python, "-I", "-S", "-c", TOGETHER, limits=Limits(processes=most, **SAFE))
+    assert (step.out, step.finished.termination) == (f"{most}\n", "exited")
 
 
 BUSY = "t = time.process_time()\nwhile time.process_time() - t < {}: pass\n"
