@@ -42,6 +42,7 @@ _WALL = 0x40000000
 _EFAULT = (1 << 64) - 14
 _64_BITS = (1 << 64) - 1
 _SEED = bytes(range(1, 17))
+_USED = struct.Struct("=ddq")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace
@@ -67,18 +68,24 @@ for _move in (_libc.process_vm_readv, _libc.process_vm_writev):
 
 
 def start(
-    program: str, job: dict[str, Any], descriptors: tuple[int, int, int], last_pid: int, confine: Callable[[], None]
+    program: str,
+    job: dict[str, Any],
+    descriptors: tuple[int, int, int],
+    last_pid: int,
+    confine: Callable[[], None],
+    account: int,
 ) -> int:
     """The keeper's pid; it ends as the command ends. Raises NotKept, or OSError if the command cannot be executed.
 
     `last_pid` is open for choosing the command's pid, or -1; `confine` is what the command gives up before it starts.
+    `account` is an open file: when the command has ended, `used_by_command` reads there what it used.
     """
     result, report = os.pipe2(os.O_CLOEXEC)
     _choose_pid(last_pid, PID)
     keeper = os.fork()
     if keeper == 0:
         try:
-            _keep(program, job, descriptors, last_pid, confine, report)
+            _keep(program, job, descriptors, last_pid, confine, report, account)
         except OSError as error:
             # Before the command is executed it is heard. Afterwards the pipe is closed, and nobody trusts a keeper
             # that fails: it dies, and every process of the step with it.
@@ -110,6 +117,7 @@ def _keep(
     last_pid: int,
     confine: Callable[[], None],
     report: int,
+    account: int,
 ) -> None:
     moment, seeded = job["hold"]
     attached, go = os.pipe2(os.O_CLOEXEC)
@@ -130,6 +138,8 @@ def _keep(
     os.close(go)
     os.close(report)
     status = Keeper(moment, seeded).until_end(command)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # Others whose end it saw are no children of its own.
+    os.pwrite(account, _USED.pack(used.ru_utime, used.ru_stime, used.ru_maxrss), 0)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         number = os.WTERMSIG(status)
@@ -137,6 +147,16 @@ def _keep(
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     os._exit(os.WEXITSTATUS(status))
+
+
+def used_by_command(account: int) -> tuple[float, float, int]:
+    """Seconds of processor time, the user's and the system's, and the largest resident size in KiB.
+
+    All zero if the keeper was killed before its command ended: then whoever waits for the command knows better.
+    """
+    said = os.pread(account, _USED.size, 0)
+    user_s, system_s, max_rss_kib = _USED.unpack(said) if len(said) == _USED.size else (0.0, 0.0, 0)
+    return user_s, system_s, max_rss_kib
 
 
 def _become(

@@ -164,7 +164,11 @@ class StrictSandbox:
         attendant = self._current(job)
         tree = self._trees.choose(job) if shared else None
         plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
-        message = {**_message(job, plan, self._here, held=self._held), "shelf": plan_shelf(tree), "hold": self._hold(job)}
+        message = {
+            **_message(job, plan, self._here, held=self._held),
+            "shelf": plan_shelf(tree),
+            "hold": self._hold(job),
+        }
         descriptor = None if group is None else group.procs
         answer, workspace = attendant.run(message, descriptor, job.on_terminal)
         if answer[0] == "fault" and tree is not None:

@@ -15,7 +15,7 @@ from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 GRACE_S = 2.0
@@ -75,12 +75,14 @@ class Stream:
 class Tree:
     """The processes of one step: everything in this pid namespace but ourselves.
 
-    `kept`: the leader is no process of the step, but the keeper that started its command (`keeper.py`).
+    With `kept` the leader is no process of the step, but the keeper that started its command (`keeper.py`): what it
+    uses is not the step's, and `kept` says what the command used, when both have ended.
     """
 
-    def __init__(self, leader: int, *, kept: bool = False) -> None:
+    def __init__(self, leader: int, *, kept: Callable[[], tuple[float, float, int]] | None = None) -> None:
         self.leader = leader
-        self.keeper = leader if kept else 0
+        self.keeper = 0 if kept is None else leader
+        self._kept = kept
         self.status: int | None = None
         self.killed = 0
         self.user_s = 0.0
@@ -95,9 +97,12 @@ class Tree:
             return False
         if pid == 0:
             return False
-        self.user_s += used.ru_utime
-        self.system_s += used.ru_stime
-        self.max_rss_kib = max(self.max_rss_kib, used.ru_maxrss)
+        user_s, system_s, max_rss_kib = used.ru_utime, used.ru_stime, used.ru_maxrss
+        if self._kept is not None and pid == self.keeper:
+            user_s, system_s, max_rss_kib = self._kept()
+        self.user_s += user_s
+        self.system_s += system_s
+        self.max_rss_kib = max(self.max_rss_kib, max_rss_kib)
         if pid == self.leader:
             self.status = status
         elif self.status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:

@@ -59,7 +59,7 @@ class Serving:
                 return
             for stream in streams:
                 stream.close_writer()
-            tree = Tree(staging.pid, kept=job.get("hold") is not None)
+            tree = Tree(staging.pid, kept=None if staging.account < 0 else staging.used_by_command)
             watch = Watch(self.channel, job["number"], tree, streams, job["ceilings"])
             reply = watch.follow(job["timeout_ms"])
             reply["changed"] = staging.changed()

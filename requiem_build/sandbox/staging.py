@@ -48,6 +48,8 @@ class Staging:
         self.shared = -1
         self.stdin = boot.null
         self.pid = 0
+        self.account = -1
+        """Where a keeper says what its command used."""
         self.first_pid = FIRST_PID
 
     def apply(self, operations: list[tuple[Any, ...]]) -> None:
@@ -72,10 +74,18 @@ class Staging:
 
         os.chdir(job["cwd"])
         program = find_program(job["command"][0], job["env"].get("PATH"))
+        self.account = os.memfd_create("account", os.MFD_CLOEXEC)
         try:
-            self.pid = keeper.start(program, job, (self.stdin, out, err), self.boot.last_pid, confine)
+            streams = (self.stdin, out, err)
+            self.pid = keeper.start(program, job, streams, self.boot.last_pid, confine, self.account)
         except OSError as error:
             raise Refusal(why_not_started(program, error)) from error
+
+    def used_by_command(self) -> tuple[float, float, int]:
+        """Of a step with a keeper: see `keeper.used_by_command`."""
+        from . import keeper
+
+        return keeper.used_by_command(self.account)
 
     def make_directory(self, path: str, mode: int) -> None:
         os.mkdir(path, mode)
@@ -305,7 +315,7 @@ class Preparation(Staging):
 
     def release(self) -> None:
         """Gives back every descriptor that the view needed."""
-        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared, self.own_layer):
+        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared, self.own_layer, self.account):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.workspace >= 0:

@@ -195,6 +195,33 @@ def test_a_process_that_is_gone_when_it_is_looked_at_is_let_go(place, monkeypatc
             keeper.Keeper(0, True)._prepare(1)
 
 
+ASKING = """
+import resource, time
+for _ in range(20_000):
+    time.time()
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(round(1000 * (used.ru_utime + used.ru_stime)), used.ru_maxrss)
+"""
+
+
+def test_what_the_keeper_uses_is_not_the_steps(frozen, run_in, python):
+    """Answering costs the keeper about as much processor time as asking costs the step."""
+    step = run_in(frozen, python, "-I", "-S", "-c", ASKING)
+    used_ms, resident_kib = map(int, step.out.split())
+    counted = step.finished.rusage
+    # A few milliseconds more are those of the program's end.
+    assert used_ms <= counted["user_ms"] + counted["system_ms"] + 1 <= 1.1 * used_ms + 30
+    assert resident_kib <= counted["max_rss_kib"] <= 1.1 * resident_kib
+    limited = run_in(frozen, python, "-I", "-S", "-c", ASKING, limits=Limits(cpu_time_ms=2 * used_ms + 200))
+    assert limited.finished.termination == "exited"
+
+
+def test_what_a_killed_step_used_is_counted_without_its_keeper(frozen, run_in):
+    step = run_in(frozen, "sh", "-c", "while :; do :; done", limits=Limits(cpu_time_ms=300))
+    assert step.finished.termination == "cpu_time"
+    assert 290 <= step.finished.rusage["user_ms"] + step.finished.rusage["system_ms"] < 1500
+
+
 def test_walls_stand_as_without(frozen, run_in, python):
     status = dict(line.split(":", 1) for line in run_in(frozen, "cat", "/proc/self/status").out.splitlines())
     assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]
