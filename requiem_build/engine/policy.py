@@ -21,7 +21,7 @@ from ..core.secrecy import looks_secret
 from ..executors.blobs import EACH_MAX, Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.explained import Explained, existing, explain_none, explain_process, explain_strict
-from ..sandbox.view import read_host
+from ..sandbox.walls import read_host
 from ..store.layout import Store
 from . import memory, plans
 from .options import Options

@@ -14,7 +14,8 @@ from .base import Job
 from .layout import plan_ceilings, plan_rlimits
 from .promises import NOT_ON_POSIX
 from .seccomp import ARGUMENTS_REFUSED, make_filter, refused_calls
-from .view import Host, Operation, fits_one_view, plan_boot, plan_job, plan_staging
+from .view import fits_one_view, plan_job, plan_staging
+from .walls import Host, Operation, plan_boot
 
 SECTIONS = ("view", "mounts", "network", "privileges", "refused", "limits")
 Told = tuple[str, str, str]

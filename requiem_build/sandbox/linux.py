@@ -1,7 +1,7 @@
 """Level `strict`: worker processes, walled in by the kernel, of which one runs a job at a time.
 
-It carries what `view.py` decided to the worker and brings back what is left of the step. It knows neither
-digests nor the store.
+It carries what `means.py` decided to the worker and brings back what is left of the step. It knows neither digests nor
+the store.
 """
 
 from __future__ import annotations
@@ -26,21 +26,8 @@ from .perturbation import STILL, Perturbation, perturbed_environment
 from .promises import no_strict
 from .seccomp import make_filter
 from .trees import Trees
-from .view import (
-    INPUT_MTIME_NS,
-    Host,
-    Operation,
-    find_area,
-    fits_one_view,
-    job_sources,
-    plan_boot,
-    plan_job,
-    plan_shelf,
-    plan_staging,
-    read,
-    read_host,
-    wants_tree,
-)
+from .view import find_area, fits_one_view, job_sources, plan_job, plan_shelf, plan_staging, wants_tree
+from .walls import INPUT_MTIME_NS, Host, Operation, plan_boot, read, read_host
 
 if TYPE_CHECKING:
     from .masks import Shown

@@ -16,7 +16,7 @@ import pytest
 from requiem_build.core.errors import EnvironmentFault, SandboxUnavailable
 from requiem_build.sandbox import linux
 from requiem_build.sandbox.base import Staged
-from requiem_build.sandbox.view import plan_boot
+from requiem_build.sandbox.walls import plan_boot
 
 pytestmark = pytest.mark.userns
 
