@@ -83,10 +83,19 @@ class Cgroups:
 
     def make(self, limits: Limits) -> Group | None:
         """The cgroup of one step; None for a step without such a limit."""
-        if limits.memory_bytes is None and limits.processes is None:
+        if not wants_group(limits):
             return None
         with _explained(self.directory):
             return Group(f"{self.directory}/requiem-{os.getpid()}-{next(_numbers)}", limits)
+
+
+def wants_group(limits: Limits) -> bool:
+    return limits.memory_bytes is not None or limits.processes is not None
+
+
+def limits_left(limits: Limits) -> Limits:
+    """Those of a step with a cgroup that are to be held otherwise."""
+    return replace(limits, memory_bytes=None, processes=None)
 
 
 @contextlib.contextmanager
@@ -97,7 +106,7 @@ def grouped(cgroups: Cgroups | None, limits: Limits) -> Iterator[tuple[Group | N
         yield None, limits
         return
     try:
-        yield group, replace(limits, memory_bytes=None, processes=None)
+        yield group, limits_left(limits)
     finally:
         group.close()
 

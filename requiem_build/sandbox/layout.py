@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from ..core.fields import replace
 from ..core.policy import WORKSPACE, Limits
 from .base import Job, Staged
 
@@ -70,6 +71,11 @@ def plan_rlimits(limits: Limits, *, held: bool = False) -> list[tuple[int, int, 
         if value is not None:
             wanted.append((which, value, value))
     return wanted
+
+
+def plan_rlimits_without_namespaces(limits: Limits) -> list[tuple[int, int, int]]:
+    """As `plan_rlimits`, where the kernel's limit of processes would count every process of this user."""
+    return plan_rlimits(replace(limits, processes=None))
 
 
 def plan_ceilings(limits: Limits) -> dict[str, int]:

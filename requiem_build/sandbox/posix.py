@@ -16,13 +16,12 @@ from collections.abc import Iterator, Mapping
 from typing import IO
 
 from ..core.errors import EnvironmentFault
-from ..core.fields import replace
 from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
 from .attendant import Attendant
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
-from .layout import plan_ceilings, plan_directories, plan_rlimits
+from .layout import plan_ceilings, plan_directories, plan_rlimits_without_namespaces
 from .processes import GRACE_S
 from .promises import NOT_ON_POSIX
 
@@ -92,8 +91,7 @@ class ProcessSandbox:
             "env": self._environment(job.env),
             "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
             "stdin": self._stdin(job),
-            # The kernel's limit of processes would count every process of this user.
-            "rlimits": plan_rlimits(replace(limits, processes=None)),
+            "rlimits": plan_rlimits_without_namespaces(limits),
             "ceilings": plan_ceilings(limits),
             "timeout_ms": limits.timeout_ms,
             "max_output_bytes": job.max_output_bytes,

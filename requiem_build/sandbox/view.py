@@ -14,13 +14,10 @@ from ..core.fields import dataclass, field, replace
 from ..core.policy import WORKSPACE
 from . import syscalls
 from .base import Job, Mount, Staged
-from .layout import plan_ceilings, plan_directories
+from .layout import plan_directories
 from .perturbation import STILL, Perturbation, placed
-from .trees import INPUTS_MIN, Choice
+from .trees import Choice
 from .walls import INPUT_MTIME_NS, Operation, landlock_rules
-
-SHARED_VIEW_BYTES_MAX = 16 * 1024 * 1024
-"""Inputs are written, not mounted, into a view that steps share: beyond this a view of its own is quicker."""
 
 _STAGING = "/dev/shm"
 """Where a job's stores lie while it is prepared; the step's own /dev/shm is put there afterwards."""
@@ -138,28 +135,6 @@ def plan_shelf(tree: Choice | None) -> list[Operation]:
         files = [(i.path, i.data, 0o555 if i.executable else 0o444) for i in tree.made_of if i.data is not None]
         plan.append(("put", tree.number, sorted(tree.directories), files, INPUT_MTIME_NS))
     return plan
-
-
-def wants_tree(job: Job) -> bool:
-    """Whether a job has so many inputs that a view of its own above a shared tree is quicker than any other."""
-    return not job.fresh and job.backdrop is None and len(job.staged) >= INPUTS_MIN
-
-
-def fits_one_view(job: Job) -> bool:
-    """Whether a job can run in a view that it shares with others: all that it is shown is small and in memory."""
-    if (
-        job.fresh
-        or job.backdrop is not None
-        or job.mounts
-        or isinstance(job.stdin, str)
-        or job.limits.tmp_bytes is not None
-    ):
-        return False
-    if plan_ceilings(job.limits):  # A worker that gave up its rights does not see what a step hides in /proc.
-        return False
-    if any(item.source is not None for item in job.staged):
-        return False
-    return sum(len(item.data) for item in job.staged if item.data is not None) <= SHARED_VIEW_BYTES_MAX
 
 
 def _plan_perturbation(here: Perturbation) -> list[Operation]:

@@ -28,7 +28,7 @@ def many(count: int = COUNT, text: str = "") -> list[Staged]:
 @pytest.fixture(scope="module")
 def boxes():
     with StrictSandbox() as shares, StrictSandbox(reuse=False) as alone:
-        if not shares._trees_work():
+        if not shares._layers_work():
             pytest.skip("this kernel has no overlay that a step could write to")
         yield shares, alone
 

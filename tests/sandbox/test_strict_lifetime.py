@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from requiem_build.core.errors import EnvironmentFault, SandboxUnavailable
-from requiem_build.sandbox import linux
+from requiem_build.sandbox import linux, means
 from requiem_build.sandbox.base import Staged
 from requiem_build.sandbox.walls import plan_boot
 
@@ -180,12 +180,12 @@ def test_a_job_that_cannot_be_staged_is_a_fault_that_names_the_operation(strict,
 
 @pytest.mark.parametrize("failing", range(0, 200, 7))
 def test_any_boot_operation_that_fails_makes_strict_unavailable(failing, monkeypatch):
-    def broken(*arguments):
-        plan = plan_boot(*arguments)
+    def broken(*arguments, **more):
+        plan = plan_boot(*arguments, **more)
         place = min(failing, len(plan) - 1)
         return [*plan[:place], ("sysctl", "no/such/setting", "1"), *plan[place:]]
 
-    monkeypatch.setattr(linux, "plan_boot", broken)
+    monkeypatch.setattr(means, "plan_boot", broken)
     with pytest.raises(SandboxUnavailable) as raised:
         linux.StrictSandbox()
     assert raised.value.exit_code == 4
