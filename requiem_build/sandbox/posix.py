@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import threading
@@ -140,10 +141,10 @@ class ProcessSandbox:
         directories = plan_directories(job)
         for path in directories:
             os.mkdir(f"{self.workspace}/{path}", 0o755)
-        stamps = {}
+        stamps, made = {}, set(directories)
         for item in sorted(job.staged, key=lambda item: (item.symlink is not None, item.path)):
-            if item.path not in directories:
-                stamps[item.path] = _stage_file(f"{self.workspace}/{item.path}", item)
+            place = f"{self.workspace}/{item.path}"
+            stamps[item.path] = _place_of(os.lstat(place)) if item.path in made else _stage_file(place, item)
         for mount in job.mounts:
             target = self._place(mount.target)
             if target != mount.target:
@@ -196,11 +197,17 @@ def _stamp(seen: os.stat_result) -> _Stamp:
     return (seen.st_ino, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
+def _place_of(seen: os.stat_result) -> _Stamp:
+    """Of a directory: whether it is the one that was made, whatever came into it."""
+    return (seen.st_ino, stat.S_IFMT(seen.st_mode), 0, 0, 0)
+
+
 def _look(path: str, workspace: int) -> _Stamp | None:
     try:
-        return _stamp(os.stat(path, dir_fd=workspace, follow_symlinks=False))
+        seen = os.stat(path, dir_fd=workspace, follow_symlinks=False)
     except OSError:
         return None
+    return _place_of(seen) if stat.S_ISDIR(seen.st_mode) else _stamp(seen)
 
 
 def _remove(top: str) -> None:

@@ -56,6 +56,14 @@ def test_a_changed_input_is_found(box, run_in):
     assert run_in(box, "sh", "-c", "chmod +w a; echo x > a", staged=staged).finished.changed == ("a",)
 
 
+def test_a_directory_that_is_an_input_stays_and_what_comes_into_it_is_no_change(box, run_in):
+    staged = [Staged("d"), Staged("d/e"), Staged("d/e/f", data=b"f")]
+    assert run_in(box, "sh", "-c", "touch d/new d/e/new; rm d/new", staged=staged).finished.changed == ()
+    assert run_in(box, "sh", "-c", "mv d/e d/f", staged=staged).finished.changed == ("d/e", "d/e/f")
+    assert run_in(box, "sh", "-c", "mv d x; mkdir -p d/e", staged=staged).finished.changed == ("d", "d/e", "d/e/f")
+    assert run_in(box, "sh", "-c", "rm -r d; touch d", staged=staged).finished.changed == ("d", "d/e", "d/e/f")
+
+
 def test_roots_of_the_workspace_are_links_and_others_are_simply_there(box, run_in, tmp_path):
     (tmp_path / "venv/bin").mkdir(parents=True)
     (tmp_path / "venv/bin/tool").write_text("#!/bin/sh\necho tool\n")
