@@ -11,7 +11,8 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..core.errors import EnvironmentFault
 from ..core.fields import replace
@@ -41,11 +42,15 @@ class Group:
             self._remove()
             raise
 
-    def hit(self) -> str:
-        """The limit that was hit, as results name it; empty if none was."""
-        if _count(f"{self.path}/memory.events", b"oom_kill"):
-            return "memory"
-        return "processes" if _count(f"{self.path}/pids.events", b"max") else ""
+    def seen(self, reply: Mapping[str, Any]) -> dict[str, Any]:
+        """What a worker saw of a step, and what the kernel counted.
+
+        `hit`: a limit, as results name it, that ended the step. `reached`: one that made a call fail, which a step may
+        well bear.
+        """
+        hit = "memory" if _count(f"{self.path}/memory.events", b"oom_kill") else ""
+        reached = "processes" if _count(f"{self.path}/pids.events", b"max") else ""
+        return {**reply, "hit": hit or reply.get("hit", ""), "reached": reached or reply.get("reached", "")}
 
     def close(self) -> None:
         os.close(self.procs)

@@ -121,14 +121,15 @@ class StrictSandbox:
         with grouped(self._cgroups, job.limits) as (group, left):
             limited = job if left is job.limits else replace(job, limits=left)
             attendant, answer, workspace = self._run(limited, group)
-            hit = "" if group is None else group.hit()
+            if group is not None and answer[0] == "ended":
+                answer = ("ended", group.seen(answer[1]))
         if answer[0] == "fault":
             _, operation, number, why = answer
             raise EnvironmentFault(
                 "the sandbox could not be made ready for a step",
                 facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
             )
-        finished = name_ending({**answer[1], "hit": hit or answer[1].get("hit", "")}, job.limits, workspace)
+        finished = name_ending(answer[1], job.limits, workspace)
         if finished.changed:
             staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
             finished.changed = tuple(path for path in finished.changed if path in staged)

@@ -73,8 +73,7 @@ class ProcessSandbox:
             with grouped(self._cgroups, job.limits) as (group, left):
                 descriptor = None if group is None else group.procs
                 answer, _ = self._attendant.run(self._message(job, left, terminal), descriptor)
-                hit = "" if group is None else group.hit()
-            reply = {**answer[1], "hit": hit or answer[1].get("hit", "")}
+                reply = answer[1] if group is None else group.seen(answer[1])
             finished = name_ending(reply, job.limits, workspace)
         except BaseException:
             os.close(workspace)
