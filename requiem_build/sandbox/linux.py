@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import replace
 from . import keeper
-from .attendant import Attendant
+from .attendant import Attendant, fault_of
 from .base import Finished, Job
 from .cgroups import Cgroups, Group, grouped, limits_held
 from .ending import name_ending
@@ -124,11 +124,7 @@ class StrictSandbox:
             if group is not None and answer[0] == "ended":
                 answer = ("ended", group.seen(answer[1]))
         if answer[0] == "fault":
-            _, operation, number, why = answer
-            raise EnvironmentFault(
-                "the sandbox could not be made ready for a step",
-                facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
-            )
+            raise fault_of(answer)
         finished = name_ending(answer[1], job.limits, workspace)
         if finished.changed:
             staged = {item.path for item in job.staged}  # The worker also watches the directories around them.

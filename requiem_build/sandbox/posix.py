@@ -18,7 +18,7 @@ from typing import IO
 
 from ..core.errors import EnvironmentFault
 from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
-from .attendant import Attendant
+from .attendant import Attendant, fault_of
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
@@ -73,6 +73,8 @@ class ProcessSandbox:
             with grouped(self._cgroups, job.limits) as (group, left):
                 descriptor = None if group is None else group.procs
                 answer, _ = self._attendant.run(self._message(job, left, terminal), descriptor)
+                if answer[0] == "fault":
+                    raise fault_of(answer)
                 reply = answer[1] if group is None else group.seen(answer[1])
             finished = name_ending(reply, job.limits, workspace)
         except BaseException:

@@ -14,7 +14,7 @@ import stat
 from . import syscalls
 from .boot import Boot
 from .shelf import Shelf
-from .starting import Refusal, find_program, start_command, why_not_started
+from .starting import find_program, refuse, start_command
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Staging:
             streams = (self.stdin, out, err)
             self.pid = keeper.start(program, job, streams, self.boot.last_pid, confine, self.account)
         except OSError as error:
-            raise Refusal(why_not_started(program, error)) from error
+            refuse(program, error)
 
     def used_by_command(self) -> tuple[float, float, int]:
         """Of a step with a keeper: see `keeper.used_by_command`."""
