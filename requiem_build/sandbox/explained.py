@@ -12,7 +12,7 @@ from ..core.policy import WORKSPACE, Limits, line_of
 from . import syscalls
 from .base import Job
 from .cgroups import limits_left, wants_group
-from .layout import plan_ceilings, plan_rlimits_without_namespaces
+from .layout import plan_ceilings_without_mounts, plan_rlimits_without_namespaces
 from .means import FRESH, LAYERED, REUSED, Terms, choose_means, plan_step, plan_worker
 from .promises import NOT_ON_POSIX
 from .seccomp import ARGUMENTS_REFUSED, refused_calls
@@ -97,7 +97,7 @@ def _tell_hold(hold: tuple[int | None, bool] | None) -> Iterator[Told]:
 def explain_process(job: Job, scratch: str, *, cgroup: bool) -> Explained:
     grouped = cgroup and wants_group(job.limits)
     left = limits_left(job.limits) if grouped else job.limits
-    held = {"rlimits": plan_rlimits_without_namespaces(left), "ceilings": plan_ceilings(left)}
+    held = {"rlimits": plan_rlimits_without_namespaces(left), "ceilings": plan_ceilings_without_mounts(left)}
     told: list[Told] = [
         ("view", "runs in", f"{scratch}/workspace, with copies of its inputs"),
         ("view", "HOME, TMPDIR", f"{scratch}/home, {scratch}/tmp"),
@@ -105,7 +105,7 @@ def explain_process(job: Job, scratch: str, *, cgroup: bool) -> Explained:
         *(("mounts", mount.target, f"{mount.source} of the host, which could be written") for mount in job.mounts),
         ("network", "host", "the host's own network, whatever the step says"),
         *(("privileges", "not promised", words) for words in NOT_ON_POSIX),
-        *_tell_limits(job, held, grouped=grouped, tmp="none: this level has no limit of it"),
+        *_tell_limits(job, held, grouped=grouped, tmp="no limit of it: the host's file system"),
     ]
     return Explained("process", "a directory of its own on the host", {}, {}, _sorted(told))
 
@@ -276,7 +276,7 @@ _BY_ENGINE = {
     "output_size": "all outputs together, when they are kept",
     "tmp": "of /tmp with HOME, and of /dev/shm",
 }
-_TOGETHER = {"cpu_ms": "cpu_time", "memory": "memory", "processes": "processes"}
+_TOGETHER = {"cpu_ms": "cpu_time", "memory": "memory", "processes": "processes", "tmp": "tmp"}
 
 
 def _tell_refusals(machine: str) -> Iterator[Told]:
@@ -291,7 +291,7 @@ def _tell_limits(job: Job, step: Mapping[str, Any], *, grouped: bool, tmp: str) 
     held: dict[str, list[str]] = {}
     for which, _, _ in step["rlimits"]:
         held.setdefault(_EACH[which], []).append("each process, by the kernel")
-    for name in step["ceilings"]:
+    for name in step["ceilings"].keys() & _TOGETHER.keys():
         held.setdefault(_TOGETHER[name], []).append("all together, looked at 20 times a second")
     if grouped:
         held |= {name: ["all together, by the kernel in a cgroup"] for name in ("memory", "processes")}

@@ -82,3 +82,14 @@ def plan_ceilings(limits: Limits) -> dict[str, int]:
     """What all processes of the step together may use: looked at while they run (`gauge.py`)."""
     wanted = {"cpu_ms": limits.cpu_time_ms, "memory": limits.memory_bytes, "processes": limits.processes}
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def plan_ceilings_without_mounts(limits: Limits) -> dict[str, int]:
+    """As `plan_ceilings`, where no file system of its own holds what the step writes for a while."""
+    tmp = {} if limits.tmp_bytes is None else {"tmp": limits.tmp_bytes, "tmp_names": tmp_names_max(limits.tmp_bytes)}
+    return plan_ceilings(limits) | tmp
+
+
+def tmp_names_max(size: int) -> int:
+    """Names take room too: as many as there would be of files of 1 KiB."""
+    return max(1024, size // 1024)

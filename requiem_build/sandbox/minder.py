@@ -118,7 +118,7 @@ def _reply(channel: Channel, job: dict[str, Any], left: contextlib.ExitStack) ->
     try:
         for stream in (out, err):
             stream.close_writer()
-        watch = Watch(channel, job["number"], tree, (out, err), job["ceilings"])
+        watch = Watch(channel, job["number"], tree, (out, err), job["ceilings"], job["places"])
         return {**watch.follow(job["timeout_ms"]), "tmp_full": False}
     except BaseException:  # Mostly the engine is gone. Nobody waits for the answer, but the step must not live on.
         _send(-leader, signal.SIGKILL)  # Without a look at anything: that may be what we cannot do.

@@ -22,7 +22,7 @@ from .attendant import Attendant, fault_of
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
-from .layout import plan_ceilings, plan_directories, plan_rlimits_without_namespaces
+from .layout import plan_ceilings_without_mounts, plan_directories, plan_rlimits_without_namespaces
 from .processes import GRACE_S
 from .promises import NOT_ON_POSIX
 
@@ -55,7 +55,7 @@ class ProcessSandbox:
             "fixed_environment": True,
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
-            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout"],
+            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout", "tmp"],
             "not_promised": list(NOT_ON_POSIX),
         }
 
@@ -94,7 +94,8 @@ class ProcessSandbox:
             "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
             "stdin": self._stdin(job),
             "rlimits": plan_rlimits_without_namespaces(limits),
-            "ceilings": plan_ceilings(limits),
+            "ceilings": plan_ceilings_without_mounts(limits),
+            "places": [f"{self._scratch}/tmp", f"{self._scratch}/home"],
             "timeout_ms": limits.timeout_ms,
             "max_output_bytes": job.max_output_bytes,
             "terminal": None if terminal < 0 else os.ttyname(terminal),

@@ -15,7 +15,7 @@ from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 GRACE_S = 2.0
@@ -142,8 +142,9 @@ class Watch:
         tree: Tree,
         streams: tuple[Stream, Stream],
         ceilings: dict[str, int],
+        places: Sequence[str] = (),
     ) -> None:
-        self.gauge = Gauge(tree, ceilings)
+        self.gauge = Gauge(tree, ceilings, places)
         self.channel = channel
         self.number = number
         self.tree = tree

@@ -14,7 +14,7 @@ from ..core.fields import dataclass, field, replace
 from ..core.policy import WORKSPACE
 from . import syscalls
 from .base import Job, Mount, Staged
-from .layout import plan_directories
+from .layout import plan_directories, tmp_names_max
 from .perturbation import STILL, Perturbation, placed
 from .trees import Choice
 from .walls import INPUT_MTIME_NS, Operation, landlock_rules
@@ -79,8 +79,8 @@ def plan_job(
 
 
 def _tmp_options(size: int | None) -> str:
-    """Of /tmp and of /dev/shm. Names take memory too: as many as there would be of files of 1 KiB."""
-    return "mode=1777" if size is None else f"mode=1777,size={size},nr_inodes={max(1024, size // 1024)}"
+    """Of /tmp and of /dev/shm."""
+    return "mode=1777" if size is None else f"mode=1777,size={size},nr_inodes={tmp_names_max(size)}"
 
 
 def plan_staging(
