@@ -178,6 +178,8 @@ def _become(
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if os.read(attached, 1) != b"x":
             os._exit(127)
+        if job.get("terminal"):  # The first one that the leader of a session opens becomes its own.
+            descriptors = (os.open(job["terminal"], os.O_RDWR),) * 3
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
         for which, soft, hard in job["rlimits"]:

@@ -113,11 +113,13 @@ class Staging:
 
     def stdin_bytes(self, content: bytes) -> None:
         memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(memory, rest) :]
-        self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
-        os.close(memory)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(memory, rest) :]
+            self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(memory)
 
     def changed(self) -> list[str]:
         """The inputs that are no longer what was staged, looked at without trusting a single directory."""
@@ -206,8 +208,10 @@ class Preparation(Staging):
 
     def show_backdrop(self, lower: str, path: str) -> None:
         overlay = syscalls.new_writable_overlay(lower, f"{path}/upper", f"{path}/work")
-        syscalls.move_mount(overlay, path)
-        os.close(overlay)
+        try:
+            syscalls.move_mount(overlay, path)
+        finally:
+            os.close(overlay)
         os.chdir(path)
 
     def watch_tmp(self, path: str) -> None:
@@ -217,10 +221,10 @@ class Preparation(Staging):
         self.shared = os.open(path, _DIRECTORY)
 
     def attach(self, slot: int, target: str) -> None:
-        descriptor = self.slots.pop(slot)
+        descriptor = self.slots[slot]
         self._make_place(target, stat.S_ISDIR(os.fstat(descriptor).st_mode))
         syscalls.move_mount(descriptor, target)
-        os.close(descriptor)
+        os.close(self.slots.pop(slot))  # Until then it is `release` that closes it.
 
     def detach(self, path: str) -> None:
         syscalls.umount(path)
