@@ -261,7 +261,9 @@ def test_a_terminal_of_its_own(clock, strict, run_in):
         threads[0].start()
 
     threads: list[threading.Thread] = []
-    script = "tty; read -r word; set -- $(cat /proc/self/stat); echo $word $(($7 != 0)) > said; test -t 0 -a -t 1 -a -t 2"
+    script = (
+        "tty; read -r word; set -- $(cat /proc/self/stat); echo $word $(($7 != 0)) > said; test -t 0 -a -t 1 -a -t 2"
+    )
     step = run_in(strict(clock=clock), "bash", "-c", script, on_terminal=on_terminal, limits=Limits(timeout_ms=20_000))
     threads[0].join(20)
     assert step.finished.exit_code == 0, b"".join(shown)
