@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from typing import IO
 
 from ..core.errors import EnvironmentFault
-from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
+from ..core.policy import HOME, INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
 from .attendant import Attendant, fault_of
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
 from .layout import plan_ceilings_without_mounts, plan_directories, plan_rlimits_without_namespaces
+from .perturbation import placed
 from .processes import GRACE_S
 from .promises import NOT_ON_POSIX
 
@@ -120,13 +121,8 @@ class ProcessSandbox:
             if here.get(name) == usual:
                 here[name] = f"{self._scratch}/{ours}"
         if "PATH" in here:
-            here["PATH"] = ":".join(self._place(entry) for entry in here["PATH"].split(":"))
+            here["PATH"] = ":".join(placed(entry, self.workspace) for entry in here["PATH"].split(":"))
         return here
-
-    def _place(self, path: str) -> str:
-        """Where a path of the sandbox lies at this level."""
-        inside = path == WORKSPACE or path.startswith(WORKSPACE + "/")
-        return self.workspace + path[len(WORKSPACE) :] if inside else path
 
     def _stdin(self, job: Job) -> str:
         if not isinstance(job.stdin, bytes):
@@ -148,7 +144,7 @@ class ProcessSandbox:
             place = f"{self.workspace}/{item.path}"
             stamps[item.path] = _place_of(os.lstat(place)) if item.path in made else _stage_file(place, item)
         for mount in job.mounts:
-            target = self._place(mount.target)
+            target = placed(mount.target, self.workspace)
             if target != mount.target:
                 os.symlink(mount.source, target)
             elif mount.source != mount.target:

@@ -11,7 +11,7 @@ from ..core.errors import EnvironmentFault, SandboxUnavailable
 from .distribution import Distribution
 from .linux import SystemNotShown
 from .masks import MECHANISMS, NeverHere, Shown, make_ready
-from .system import Sealed
+from .stamped import Sealed
 from .visible import View
 
 T = TypeVar("T")

@@ -216,12 +216,13 @@ def _plan_areas(shown: Mapping[int, _Shown], here: Perturbation) -> tuple[list[t
     for area, what in shown.items():
         for mount in what.whole:
             borrowed.append((len(borrowed), area, mount.source != mount.target))
-            plan.append(("attach", len(borrowed) - 1, placed(mount.target, here)))
+            plan.append(("attach", len(borrowed) - 1, placed(mount.target, here.workspace)))
         if not (what.parts or what.files or what.stdin):
             continue
         borrowed.append((len(borrowed), area, True))
         plan.append(("attach", len(borrowed) - 1, _STAGING))
-        plan += [("show_tree", f"{_STAGING}/{inside}", placed(mount.target, here)) for inside, mount in what.parts]
+        for inside, mount in what.parts:
+            plan.append(("show_tree", f"{_STAGING}/{inside}", placed(mount.target, here.workspace)))
         for inside, item in what.files:
             mode = 0o555 if item.executable else 0o444
             plan.append(("show_file", f"{_STAGING}/{inside}", item.path, mode, INPUT_MTIME_NS))
