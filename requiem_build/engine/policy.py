@@ -21,7 +21,9 @@ from ..core.secrecy import looks_secret
 from ..executors.blobs import EACH_MAX, Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.explained import Explained, existing, explain_none, explain_process, explain_strict
-from ..sandbox.view import read_host
+from ..sandbox.linux import layers_work
+from ..sandbox.means import Terms
+from ..sandbox.walls import read_host
 from ..store.layout import Store
 from . import memory, plans
 from .options import Options
@@ -171,9 +173,18 @@ class _Explanation:
         if request.policy.sandbox == "none":
             return explain_none()
         if request.policy.sandbox == "process":
-            return explain_process(job, os.path.join(self.site.dot, "staged", request.digest[:24]))
+            folder = os.path.join(self.site.dot, "staged", request.digest[:24])
+            return explain_process(job, folder, cgroup=self.site.settings.cgroup is not None)
         roots = [self.surroundings.host_path(root) for root in self.planned.plan.roots.values()]
-        return explain_strict(job, read_host(self._shown(request)), existing([*roots, *map(str, self.store.roots)]))
+        policy = request.policy
+        return explain_strict(
+            job,
+            read_host(self._shown(request)),
+            existing([*roots, *map(str, self.store.roots)]),
+            Terms(policy.network, policy.clock, policy.random),
+            cgroup=self.site.settings.cgroup is not None,
+            layers_work=layers_work,
+        )
 
     def _shown(self, request: Request) -> Shown | None:
         """The view of packages that it would see, made ready but not mounted."""

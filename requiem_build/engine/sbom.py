@@ -11,11 +11,10 @@ from .. import __version__
 from ..core import canonical
 from ..core.digest import object_digest
 from ..core.request import SYSTEM_ROOT
-from ..sandbox.system import lookup, package_of, parse_dpkg, system_digest
+from ..sandbox.system import DPKG, lookup, package_of, parse_dpkg, system_digest
 from .lineage import BASE_PATH, Content, Lineage, Step
 
 SPEC = "1.6"
-_STATUS = "/var/lib/dpkg/status"
 _RELEASE = "/etc/os-release"
 
 
@@ -136,8 +135,9 @@ class _Packages:
     def _installed(self) -> dict[str, tuple[str, str]]:
         if self._versions is None:
             self._versions = {}
-            if os.path.exists(_STATUS):
-                with open(_STATUS, "rb") as file:
+            status = f"{DPKG}/status"
+            if os.path.exists(status):
+                with open(status, "rb") as file:
                     for line in parse_dpkg(file.read()):
                         name, version, architecture = line.decode().split(" ")
                         self._versions[name] = (version, architecture)

@@ -81,6 +81,7 @@ class LocalExecutor:
         self._idle_max = max(IDLE_MIN, 2 * jobs)
         self._busy: set[Sandbox] = set()
         self._cancelled = False
+        self._closed = False
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
         masker = self._masker(request)
@@ -141,7 +142,8 @@ class LocalExecutor:
         superfluous: Sandbox | None = sandbox
         with self._lock:
             self._busy.discard(sandbox)
-            if healthy and not self._cancelled and request.policy.sandbox == "strict":
+            kept = healthy and not self._cancelled and not self._closed
+            if kept and request.policy.sandbox == "strict":
                 kind = _kind(request)
                 self._idle[kind] = [*self._idle.pop(kind, []), sandbox]  # The kind that was used last comes last.
                 superfluous = self._one_too_many()
@@ -160,7 +162,9 @@ class LocalExecutor:
             sandbox.cancel(kill=kill)
 
     def close(self) -> None:
+        """Ends what is idle now; what is busy ends when its step has. Idempotent."""
         with self._lock:
+            self._closed = True
             idle = [sandbox for pool in self._idle.values() for sandbox in pool]
             self._idle.clear()
         for sandbox in idle:

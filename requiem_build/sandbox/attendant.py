@@ -6,6 +6,7 @@ It does not know what the worker does with a job.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -170,6 +171,15 @@ def _end(pid: int, channel: Channel) -> str:
         return "ended"
     code = os.waitstatus_to_exitcode(status)
     return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def fault_of(answer: tuple[Any, ...]) -> EnvironmentFault:
+    """What a worker tells when it could not run a job, as an error: `("fault", operation, error number, why)`."""
+    _, operation, number, why = answer
+    return EnvironmentFault(
+        "the sandbox could not be made ready for a step",
+        facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
+    )
 
 
 def _spawn(module: str, end: int, before: tuple[str, ...]) -> int:

@@ -1,4 +1,4 @@
-"""How a worker walls itself in: one method for each operation of `view.plan_boot`. It decides nothing.
+"""How a worker walls itself in: one method for each operation of `walls.plan_boot`. It decides nothing.
 
 Standard library only; see `worker.py`.
 """
@@ -34,7 +34,7 @@ def _relative(path: str) -> str:
 
 
 class Boot:
-    """The operations that wall the worker in, each named as in `linux.py`, and what they leave behind."""
+    """The operations that wall the worker in, each named as in `walls.py`, and what they leave behind."""
 
     def __init__(self, engine: int) -> None:
         self.engine = engine

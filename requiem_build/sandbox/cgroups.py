@@ -11,7 +11,8 @@ import errno
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..core.errors import EnvironmentFault
 from ..core.fields import replace
@@ -41,11 +42,15 @@ class Group:
             self._remove()
             raise
 
-    def hit(self) -> str:
-        """The limit that was hit, as results name it; empty if none was."""
-        if _count(f"{self.path}/memory.events", b"oom_kill"):
-            return "memory"
-        return "processes" if _count(f"{self.path}/pids.events", b"max") else ""
+    def seen(self, reply: Mapping[str, Any]) -> dict[str, Any]:
+        """What a worker saw of a step, and what the kernel counted.
+
+        `hit`: a limit, as results name it, that ended the step. `reached`: one that made a call fail, which a step may
+        well bear.
+        """
+        hit = "memory" if _count(f"{self.path}/memory.events", b"oom_kill") else ""
+        reached = "processes" if _count(f"{self.path}/pids.events", b"max") else ""
+        return {**reply, "hit": hit or reply.get("hit", ""), "reached": reached or reply.get("reached", "")}
 
     def close(self) -> None:
         os.close(self.procs)
@@ -83,10 +88,19 @@ class Cgroups:
 
     def make(self, limits: Limits) -> Group | None:
         """The cgroup of one step; None for a step without such a limit."""
-        if limits.memory_bytes is None and limits.processes is None:
+        if not wants_group(limits):
             return None
         with _explained(self.directory):
             return Group(f"{self.directory}/requiem-{os.getpid()}-{next(_numbers)}", limits)
+
+
+def wants_group(limits: Limits) -> bool:
+    return limits.memory_bytes is not None or limits.processes is not None
+
+
+def limits_left(limits: Limits) -> Limits:
+    """Those of a step with a cgroup that are to be held otherwise."""
+    return replace(limits, memory_bytes=None, processes=None)
 
 
 @contextlib.contextmanager
@@ -97,7 +111,7 @@ def grouped(cgroups: Cgroups | None, limits: Limits) -> Iterator[tuple[Group | N
         yield None, limits
         return
     try:
-        yield group, replace(limits, memory_bytes=None, processes=None)
+        yield group, limits_left(limits)
     finally:
         group.close()
 

@@ -9,7 +9,7 @@ import difflib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core.errors import EnvironmentFault
@@ -19,13 +19,12 @@ from .packages.base import Contents, Database, Package, Places
 from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
 from .remembered import Kept, load, save
-from .system import Sealed
+from .stamped import SETTLED_NS, Sealed
 from .visible import RULE, Verifier, View, make_view, stamp_of, stamps_of
 
 SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
 
-SETTLED_NS = 2_000_000_000
 TRIES = 3
 NEAREST_MAX = 3
 REMEMBERED_MAX = 64
@@ -241,7 +240,3 @@ class Distribution:
         """The next view is made of the system as it is then."""
         with self._lock:
             self._open()
-
-
-def package_versions(view: View) -> Mapping[str, str]:
-    return {package.id: package.version for package in view.packages}

@@ -7,14 +7,17 @@ import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..core.fields import dataclass, field
+from ..core.fields import dataclass, field, replace
 from ..core.policy import WORKSPACE, Limits, line_of
 from . import syscalls
 from .base import Job
-from .layout import plan_ceilings, plan_rlimits
+from .cgroups import limits_left, wants_group
+from .layout import plan_ceilings_without_mounts, plan_rlimits_without_namespaces
+from .means import FRESH, LAYERED, REUSED, Terms, choose_means, plan_step, plan_worker
 from .promises import NOT_ON_POSIX
-from .seccomp import ARGUMENTS_REFUSED, make_filter, refused_calls
-from .view import Host, Operation, fits_one_view, plan_boot, plan_job, plan_staging
+from .seccomp import ARGUMENTS_REFUSED, refused_calls
+from .trees import Trees
+from .walls import Host, Operation
 
 SECTIONS = ("view", "mounts", "network", "privileges", "refused", "limits")
 Told = tuple[str, str, str]
@@ -30,32 +33,71 @@ _NAMESPACES = (
 )
 
 
+_MEANS = {
+    REUSED: "a view that was reset and verified after the step before",
+    FRESH: "a view of its own",
+    LAYERED: "a view of its own above a layer of inputs that steps share",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """`operations` are what is applied, in order; `sections` says them for people: section -> (subject, words)."""
+    """`sections` says for people what is done: section -> (subject, words).
+
+    `worker` and `step` are the very messages that a worker is sent: when it starts, and for the step. Both are empty
+    below strict.
+    """
 
     level: str
     means: str
-    operations: tuple[Operation, ...]
+    worker: Mapping[str, Any]
+    step: Mapping[str, Any]
     sections: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
-
-def explain_strict(job: Job, host: Host, areas: Sequence[str]) -> Explained:
-    """`areas` are the host directories from which jobs may be shown something, as `StrictSandbox` has them."""
-    filter_ = make_filter(host.machine)
-    shared = fits_one_view(job)
-    boot = plan_boot(host, [], job.network, filter_) if shared else plan_boot(host, areas, job.network)
-    step = plan_staging(job) if shared else plan_job(job, areas, host.landlock)
-    told = [line for operation in (*step, *boot) for line in tell(operation)]  # What differs from step to step first.
-    told += _tell_refusals(host.machine)
-    told += _tell_limits(job, tmp="half of this machine's memory")
-    if job.network == "host":
-        told.append(("network", "host", "the host's own network, whole"))
-    means = "a view that was reset and verified after the step before" if shared else "a view of its own"
-    return Explained("strict", means, (*boot, *step), _sorted(told))
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """What is applied, in order."""
+        told = self.step
+        return (*self.worker.get("operations", ()), *told.get("shelf", ()), *told.get("operations", ()))
 
 
-def explain_process(job: Job, scratch: str) -> Explained:
+def explain_strict(
+    job: Job, host: Host, areas: Sequence[str], terms: Terms, *, cgroup: bool, layers_work: Callable[[], bool]
+) -> Explained:
+    """What is done with a job that is the first of its worker: a later one may find its layer of inputs made.
+
+    `areas` are the host directories from which jobs may be shown something, as `StrictSandbox` has them. `cgroup`:
+    limits are held in one, for steps that have such limits. `layers_work` is asked only if it counts.
+    """
+    grouped = cgroup and wants_group(job.limits)
+    limited = replace(job, limits=limits_left(job.limits)) if grouped else job
+    means = choose_means(limited, terms, grouped=grouped, layers_work=layers_work)
+    tree = Trees().choose(job) if means == LAYERED else None
+    worker = plan_worker(host, terms, means, areas)
+    step = plan_step(limited, host, terms, means, areas, tree)
+    told = Explained("strict", "", worker, step).operations[len(worker["operations"]) :]
+    # What differs from step to step comes first.
+    lines = [line for operation in (*told, *worker["operations"]) for line in tell(operation)]
+    lines += _tell_hold(step.get("hold"))
+    lines += _tell_refusals(host.machine)
+    lines += _tell_limits(job, step, grouped=grouped, tmp="half of this machine's memory")
+    if terms.network == "host":
+        lines.append(("network", "host", "the host's own network, whole"))
+    return Explained("strict", _MEANS[means], worker, step, _sorted(lines))
+
+
+def _tell_hold(hold: tuple[int | None, bool] | None) -> Iterator[Told]:
+    moment, seeded = hold or (None, False)
+    if moment is not None:
+        yield ("view", "clock", f"always {moment} seconds after 1970, for every program, by one that traces the step")
+    if seeded:
+        yield ("view", "randomness", "the same in each run: never make keys of it")
+
+
+def explain_process(job: Job, scratch: str, *, cgroup: bool) -> Explained:
+    grouped = cgroup and wants_group(job.limits)
+    left = limits_left(job.limits) if grouped else job.limits
+    held = {"rlimits": plan_rlimits_without_namespaces(left), "ceilings": plan_ceilings_without_mounts(left)}
     told: list[Told] = [
         ("view", "runs in", f"{scratch}/workspace, with copies of its inputs"),
         ("view", "HOME, TMPDIR", f"{scratch}/home, {scratch}/tmp"),
@@ -63,9 +105,9 @@ def explain_process(job: Job, scratch: str) -> Explained:
         *(("mounts", mount.target, f"{mount.source} of the host, which could be written") for mount in job.mounts),
         ("network", "host", "the host's own network, whatever the step says"),
         *(("privileges", "not promised", words) for words in NOT_ON_POSIX),
-        *_tell_limits(job, tmp="none: this level has no limit of it"),
+        *_tell_limits(job, held, grouped=grouped, tmp="no limit of it: the host's file system"),
     ]
-    return Explained("process", "a directory of its own on the host", (), _sorted(told))
+    return Explained("process", "a directory of its own on the host", {}, {}, _sorted(told))
 
 
 def explain_none() -> Explained:
@@ -75,7 +117,7 @@ def explain_none() -> Explained:
         ("privileges", "yours", "nothing is walled off, nothing is remembered"),
         ("limits", "only", "timeout"),
     ]
-    return Explained("none", "no sandbox", (), _sorted(told))
+    return Explained("none", "no sandbox", {}, {}, _sorted(told))
 
 
 def _sorted(told: Sequence[Told]) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -142,6 +184,13 @@ def _tell_attached(_: int, target: str) -> Iterator[Told]:
         yield ("mounts", target, "a root, read-only")
 
 
+def _tell_layer(directories: Sequence[str], files: Sequence[tuple[str, bytes, int]]) -> Iterator[Told]:
+    for path in directories:
+        yield ("mounts", f"{WORKSPACE}/{path}", "a directory of inputs, writable above its layer")
+    for path, content, _ in files:
+        yield ("mounts", f"{WORKSPACE}/{path}", _input_words(content, None, None))
+
+
 def _one(section: str, subject: str, words: str) -> Callable[..., Iterator[Told]]:
     """Words with `{0}`, `{1}`, ... for the operation's arguments."""
 
@@ -194,6 +243,8 @@ _WORDS: Mapping[str, Callable[..., Iterator[Told]]] = {
     "limit": _tell_limit,
     "core_filter": lambda _: iter(()),
     "hide_trees": lambda: iter(()),
+    "drop": lambda _: iter(()),
+    "put": lambda _, directories, files, __: _tell_layer(directories, files),
     "lay_tree": lambda *_: iter([("mounts", WORKSPACE, "many inputs, as one layer that steps share, below its own")]),
     "no_new_privileges": _one("privileges", "capabilities", "none, and no program can gain any"),
     "tmpfs": _tell_tmpfs,
@@ -225,7 +276,7 @@ _BY_ENGINE = {
     "output_size": "all outputs together, when they are kept",
     "tmp": "of /tmp with HOME, and of /dev/shm",
 }
-_TOGETHER = {"cpu_ms": "cpu_time", "memory": "memory", "processes": "processes"}
+_TOGETHER = {"cpu_ms": "cpu_time", "memory": "memory", "processes": "processes", "tmp": "tmp"}
 
 
 def _tell_refusals(machine: str) -> Iterator[Told]:
@@ -235,13 +286,15 @@ def _tell_refusals(machine: str) -> Iterator[Told]:
         yield ("refused", call, words)
 
 
-def _tell_limits(job: Job, tmp: str) -> Iterator[Told]:
-    """Those that are set, with who holds them; then those that are not."""
+def _tell_limits(job: Job, step: Mapping[str, Any], *, grouped: bool, tmp: str) -> Iterator[Told]:
+    """Those that are set, with who holds them; then those that are not. `step` is what its worker is told."""
     held: dict[str, list[str]] = {}
-    for which, _, _ in plan_rlimits(job.limits):
+    for which, _, _ in step["rlimits"]:
         held.setdefault(_EACH[which], []).append("each process, by the kernel")
-    for name in plan_ceilings(job.limits):
+    for name in step["ceilings"].keys() & _TOGETHER.keys():
         held.setdefault(_TOGETHER[name], []).append("all together, looked at 20 times a second")
+    if grouped:
+        held |= {name: ["all together, by the kernel in a cgroup"] for name in ("memory", "processes")}
     for key, value in job.limits.items().items():
         words = held.get(key) or [_BY_ENGINE.get(key, "")]
         yield ("limits", line_of(key, value), "; ".join(word for word in words if word))

@@ -10,22 +10,29 @@ import time
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from .processes import Tree
 
 EVERY_S = 0.05
+_PART_OF_TIME = 10
+"""Looking at files takes no more than a tenth of a step's time."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Gauge:
-    """`ceilings` holds those of `cpu_ms`, `memory` (bytes) and `processes` (threads count) that there are."""
+    """`ceilings` holds those of `cpu_ms`, `memory` (bytes) and `processes` (threads count) that there are.
 
-    def __init__(self, tree: Tree, ceilings: dict[str, int]) -> None:
+    Also `tmp` (bytes) and `tmp_names`, for the directories `places`.
+    """
+
+    def __init__(self, tree: Tree, ceilings: dict[str, int], places: Sequence[str] = ()) -> None:
         self._tree = tree
         self._ceilings = ceilings
+        self._places = places
         self._next = 0.0
+        self._next_in_places = 0.0
         self.hit = ""
         """The limit that was passed, as results name it."""
         self.reached = ""
@@ -40,7 +47,7 @@ class Gauge:
 
     def look(self) -> bool:
         """Whether a limit is passed now."""
-        pids = list(self._tree.pids())
+        pids = [pid for pid in self._tree.pids() if pid != self._tree.keeper]
         cpu_s, resident, tasks = self._tree.user_s + self._tree.system_s, 0, 0
         for pid in pids:
             seen = _stat(pid)
@@ -55,6 +62,7 @@ class Gauge:
         if most is not None and resident > most and _share_of(pids) > most:
             self.hit = "memory"
         self._look_at_time(cpu_s)
+        self._look_into_places(pids)
         now = time.monotonic()
         self._next = now + EVERY_S
         return bool(self.hit)
@@ -62,6 +70,19 @@ class Gauge:
     def look_back(self) -> None:
         """When all are dead: what ended between two looks counts too."""
         self._look_at_time(self._tree.user_s + self._tree.system_s)
+        self._next_in_places = 0.0
+        self._look_into_places(())
+
+    def _look_into_places(self, pids: Iterable[int]) -> None:
+        begun = time.monotonic()
+        if "tmp" not in self._ceilings or begun < self._next_in_places:
+            return
+        from .room import is_passed  # Only few steps need it.
+
+        if is_passed(self._places, self._ceilings["tmp"], self._ceilings["tmp_names"], pids):
+            self.hit = self.hit or "tmp"
+        now = time.monotonic()
+        self._next_in_places = now + _PART_OF_TIME * (now - begun)  # Many files take their time.
 
     def _look_at_time(self, cpu_s: float) -> None:
         if "cpu_ms" in self._ceilings and cpu_s * 1000 > self._ceilings["cpu_ms"]:

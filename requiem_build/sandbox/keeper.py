@@ -19,7 +19,7 @@ from .starting import join_cgroup
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
 MACHINES = ("x86_64",)
@@ -42,6 +42,7 @@ _WALL = 0x40000000
 _EFAULT = (1 << 64) - 14
 _64_BITS = (1 << 64) - 1
 _SEED = bytes(range(1, 17))
+_USED = struct.Struct("=ddq")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _ptrace = _libc.ptrace
@@ -51,6 +52,10 @@ _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void
 
 class NotKept(Exception):
     """This host lets nobody trace a process, not even in namespaces of his own."""
+
+
+class _OutOfReach(Exception):
+    """Memory of a process that cannot be read or written: mostly because it was killed meanwhile."""
 
 
 class _Vector(ctypes.Structure):
@@ -63,18 +68,24 @@ for _move in (_libc.process_vm_readv, _libc.process_vm_writev):
 
 
 def start(
-    program: str, job: dict[str, Any], descriptors: tuple[int, int, int], last_pid: int, confine: Callable[[], None]
+    program: str,
+    job: dict[str, Any],
+    descriptors: tuple[int, int, int],
+    last_pid: int,
+    confine: Callable[[], None],
+    account: int,
 ) -> int:
     """The keeper's pid; it ends as the command ends. Raises NotKept, or OSError if the command cannot be executed.
 
     `last_pid` is open for choosing the command's pid, or -1; `confine` is what the command gives up before it starts.
+    `account` is an open file: when the command has ended, `used_by_command` reads there what it used.
     """
     result, report = os.pipe2(os.O_CLOEXEC)
     _choose_pid(last_pid, PID)
     keeper = os.fork()
     if keeper == 0:
         try:
-            _keep(program, job, descriptors, last_pid, confine, report)
+            _keep(program, job, descriptors, last_pid, confine, report, account)
         except OSError as error:
             # Before the command is executed it is heard. Afterwards the pipe is closed, and nobody trusts a keeper
             # that fails: it dies, and every process of the step with it.
@@ -106,6 +117,7 @@ def _keep(
     last_pid: int,
     confine: Callable[[], None],
     report: int,
+    account: int,
 ) -> None:
     moment, seeded = job["hold"]
     attached, go = os.pipe2(os.O_CLOEXEC)
@@ -126,6 +138,8 @@ def _keep(
     os.close(go)
     os.close(report)
     status = Keeper(moment, seeded).until_end(command)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # Others whose end it saw are no children of its own.
+    os.pwrite(account, _USED.pack(used.ru_utime, used.ru_stime, used.ru_maxrss), 0)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         number = os.WTERMSIG(status)
@@ -133,6 +147,16 @@ def _keep(
             signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     os._exit(os.WEXITSTATUS(status))
+
+
+def used_by_command(account: int) -> tuple[float, float, int]:
+    """Seconds of processor time, the user's and the system's, and the largest resident size in KiB.
+
+    All zero if the keeper was killed before its command ended: then whoever waits for the command knows better.
+    """
+    said = os.pread(account, _USED.size, 0)
+    user_s, system_s, max_rss_kib = _USED.unpack(said) if len(said) == _USED.size else (0.0, 0.0, 0)
+    return user_s, system_s, max_rss_kib
 
 
 def _become(
@@ -154,6 +178,8 @@ def _become(
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         if os.read(attached, 1) != b"x":
             os._exit(127)
+        if job.get("terminal"):  # The first one that the leader of a session opens becomes its own.
+            descriptors = (os.open(job["terminal"], os.O_RDWR),) * 3
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
         for which, soft, hard in job["rlimits"]:
@@ -231,8 +257,14 @@ class Keeper:
         registers = _registers(pid)
         if registers is None:
             return
-        words = _words(pid, registers[_RSP])
-        place = registers[_RSP]
+        try:
+            self._tell(pid, registers[_RSP])
+        except _OutOfReach:
+            if _registers(pid) is not None:  # It lives, and would run on with what was to be withheld.
+                raise
+
+    def _tell(self, pid: int, place: int) -> None:
+        words = _words(pid, place)
         arguments = next(words)
         place += 8 * (1 + arguments + 1)
         for _ in range(arguments + 1):
@@ -243,9 +275,9 @@ class Keeper:
         while (kind := next(words)) != 0:
             value = next(words)
             if kind == _AT_VDSO:
-                assert _write(pid, place, struct.pack("=Q", _AT_IGNORE))
+                _put(pid, place, struct.pack("=Q", _AT_IGNORE))
             elif kind == _AT_RANDOM and self._seeded:
-                assert _write(pid, value, _SEED)
+                _put(pid, value, _SEED)
             place += 16
 
 
@@ -284,14 +316,19 @@ def _write(pid: int, address: int, content: bytes) -> bool:
     return bool(done == len(content))
 
 
-def _words(pid: int, address: int) -> Any:
-    """The words of a stack from an address upwards. They end with the stack (StopIteration)."""
+def _put(pid: int, address: int, content: bytes) -> None:
+    if not _write(pid, address, content):
+        raise _OutOfReach
+
+
+def _words(pid: int, address: int) -> Iterator[int]:
+    """The words of a stack from an address upwards, without end. Raises _OutOfReach where there are none."""
     buffer = ctypes.create_string_buffer(4096)
     while True:
         size = 4096 - address % 4096  # Never beyond the page that is surely there.
         here, there = _Vector(ctypes.addressof(buffer), size), _Vector(address, size)
         got = _libc.process_vm_readv(pid, ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
         if got <= 0:
-            return
+            raise _OutOfReach
         yield from struct.unpack(f"={got // 8}Q", buffer.raw[: got // 8 * 8])
         address += got

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
+from ..core.fields import replace
 from ..core.policy import WORKSPACE, Limits
 from .base import Job, Staged
 
@@ -49,15 +50,18 @@ def _check(path: str) -> None:
     assert path and path[0] != "/" and ".." not in path.split("/"), f"not a workspace path: {path!r}"
 
 
-def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
-    """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU."""
+def plan_rlimits(limits: Limits, *, held: bool = False) -> list[tuple[int, int, int]]:
+    """(resource, soft, hard). The hard limit of CPU time is what ends a step that ignores SIGXCPU.
+
+    `held`: a keeper stands between the worker and the step, and counts as the worker does.
+    """
     import resource  # Windows has none, and no such limits.
 
     wanted: list[tuple[int, int, int]] = []
     if limits.cpu_time_ms is not None:
         seconds = max(1, math.ceil(limits.cpu_time_ms / 1000))
         wanted.append((resource.RLIMIT_CPU, seconds, seconds + 1))
-    processes = None if limits.processes is None else limits.processes + _PROCESSES_OF_ITS_OWN
+    processes = None if limits.processes is None else limits.processes + _PROCESSES_OF_ITS_OWN + held
     for which, value in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_NPROC, processes),
@@ -69,7 +73,23 @@ def plan_rlimits(limits: Limits) -> list[tuple[int, int, int]]:
     return wanted
 
 
+def plan_rlimits_without_namespaces(limits: Limits) -> list[tuple[int, int, int]]:
+    """As `plan_rlimits`, where the kernel's limit of processes would count every process of this user."""
+    return plan_rlimits(replace(limits, processes=None))
+
+
 def plan_ceilings(limits: Limits) -> dict[str, int]:
     """What all processes of the step together may use: looked at while they run (`gauge.py`)."""
     wanted = {"cpu_ms": limits.cpu_time_ms, "memory": limits.memory_bytes, "processes": limits.processes}
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def plan_ceilings_without_mounts(limits: Limits) -> dict[str, int]:
+    """As `plan_ceilings`, where no file system of its own holds what the step writes for a while."""
+    tmp = {} if limits.tmp_bytes is None else {"tmp": limits.tmp_bytes, "tmp_names": tmp_names_max(limits.tmp_bytes)}
+    return plan_ceilings(limits) | tmp
+
+
+def tmp_names_max(size: int) -> int:
+    """Names take room too: as many as there would be of files of 1 KiB."""
+    return max(1024, size // 1024)

@@ -1,7 +1,7 @@
 """Level `strict`: worker processes, walled in by the kernel, of which one runs a job at a time.
 
-It carries what `view.py` decided to the worker and brings back what is left of the step. It knows neither
-digests nor the store.
+It carries what `means.py` decided to the worker and brings back what is left of the step. It knows neither digests nor
+the store.
 """
 
 from __future__ import annotations
@@ -15,32 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import replace
-from ..core.policy import HOME, WORKSPACE
 from . import keeper
-from .attendant import Attendant
+from .attendant import Attendant, fault_of
 from .base import Finished, Job
 from .cgroups import Cgroups, Group, grouped, limits_held
 from .ending import name_ending
-from .layout import plan_ceilings, plan_rlimits
-from .perturbation import STILL, Perturbation, perturbed_environment
+from .means import FRESH, LAYERED, REUSED, Terms, choose_means, plan_step, plan_worker
+from .perturbation import STILL, Perturbation
 from .promises import no_strict
 from .seccomp import make_filter
 from .trees import Trees
-from .view import (
-    INPUT_MTIME_NS,
-    Host,
-    Operation,
-    find_area,
-    fits_one_view,
-    job_sources,
-    plan_boot,
-    plan_job,
-    plan_shelf,
-    plan_staging,
-    read,
-    read_host,
-    wants_tree,
-)
+from .view import find_area, job_sources
+from .walls import Host, read, read_host
 
 if TYPE_CHECKING:
     from .masks import Shown
@@ -83,33 +69,23 @@ class StrictSandbox:
         wanted = [*roots, *([] if store is None else [store])]
         self._wanted = sorted({os.path.normpath(path) for path in wanted})
         assert all(path.startswith("/") for path in self._wanted)
-        self._network = network
-        self._here = perturbation if random == "real" else replace(perturbation, held_random=True)
-        self._clock, self._random = clock, random
-        self._held = (clock, random) != ("real", "real")
-        self._reuse = reuse and self._here == STILL and not self._held
+        self._terms = Terms(network, clock, random, reuse, perturbation)
         self._cgroups = cgroups
         self._before = before
         self._host = _require_host(shown)
-        if self._held and self._host.machine not in keeper.MACHINES:
+        if self._terms.held and self._host.machine not in keeper.MACHINES:
             raise SandboxUnavailable(
                 "clock and randomness cannot be held on this processor",
                 facts=[("machine", self._host.machine), ("known", ", ".join(keeper.MACHINES))],
                 hint='say clock = "real" and random = "real"',
             )
-        self._filter = make_filter(
-            self._host.machine,
-            held_random=perturbation.held_random,
-            held_clock=clock == "frozen",
-            seeded=random == "seeded",
-        )
         self._fresh: Attendant | None = None
         self._trees = Trees()
         self._reused: Attendant | None = None
         self._spare: Spare | None = None
         self._areas: dict[str, tuple[int, int]] = {}
         self._closed = False
-        if self._reuse:
+        if self._terms.may_reuse:
             self._reused = self._boot_reused()
         else:
             self._boot_fresh()
@@ -123,36 +99,33 @@ class StrictSandbox:
 
     def _protection(self, attendant: Attendant) -> Mapping[str, object]:
         namespaces = ["cgroup", "ipc", "mount", "pid", "user", "uts"]
-        facts, shown = attendant.greeting[1], self._host.shown
+        facts, shown, terms = attendant.greeting[1], self._host.shown, self._terms
         return {
             "level": self.level,
-            "namespaces": sorted([*namespaces, *(["network"] if self._network == "none" else [])]),
+            "namespaces": sorted([*namespaces, *(["network"] if terms.network == "none" else [])]),
             "landlock": self._host.landlock,
             "seccomp": True,
-            "network": self._network,
+            "network": terms.network,
             "uid_dropped": self._host.drop_to is not None,
             "constant_pid": bool(facts.get("constant_pid")),
             "host_paths_hidden": bool(facts.get("overlay", True)) and (shown is None or shown.mechanism != "copy"),
             "view": "reused" if attendant is self._reused else "fresh",
-            **({"clock": self._clock, "random": self._random} if self._held else {}),
+            **({"clock": terms.clock, "random": terms.random} if terms.held else {}),
             **({"system": shown.mechanism} if shown else {}),
         }
 
     def run(self, job: Job) -> Finished:
         assert not self._closed, "this sandbox is closed"
-        if job.network != self._network:
-            raise EnvironmentFault(f"a step with network {job.network!r} was given a sandbox for {self._network!r}")
+        if job.network != self._terms.network:
+            raise EnvironmentFault(f"a step with network {job.network!r} was given one for {self._terms.network!r}")
         with grouped(self._cgroups, job.limits) as (group, left):
             limited = job if left is job.limits else replace(job, limits=left)
             attendant, answer, workspace = self._run(limited, group)
-            hit = "" if group is None else group.hit()
+            if group is not None and answer[0] == "ended":
+                answer = ("ended", group.seen(answer[1]))
         if answer[0] == "fault":
-            _, operation, number, why = answer
-            raise EnvironmentFault(
-                "the sandbox could not be made ready for a step",
-                facts=[("operation", operation), ("error", f"{errno.errorcode.get(number, number)}: {why}")],
-            )
-        finished = name_ending({**answer[1], "hit": hit or answer[1].get("hit", "")}, job.limits, workspace)
+            raise fault_of(answer)
+        finished = name_ending(answer[1], job.limits, workspace)
         if finished.changed:
             staged = {item.path for item in job.staged}  # The worker also watches the directories around them.
             finished.changed = tuple(path for path in finished.changed if path in staged)
@@ -160,37 +133,28 @@ class StrictSandbox:
         finished.on_close = attendant.clean
         return finished
 
-    def _run_fresh(self, job: Job, group: Group | None, *, shared: bool) -> tuple[Attendant, tuple[Any, ...], int]:
+    def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
+        means = choose_means(job, self._terms, grouped=group is not None, layers_work=self._layers_work)
+        return self._run_reused(job) if means == REUSED else self._run_fresh(job, means, group)
+
+    def _layers_work(self) -> bool:
+        if self._fresh is None or self._fresh.ended:
+            self._boot_fresh()
+        assert self._fresh is not None
+        return bool(self._fresh.greeting[1].get("shared_trees"))
+
+    def _run_fresh(self, job: Job, means: str, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
         attendant = self._current(job)
-        tree = self._trees.choose(job) if shared else None
-        plan = plan_job(job, list(self._areas), self._host.landlock, self._here, tree)
-        message = {**_message(job, plan, self._here), "shelf": plan_shelf(tree), "hold": self._hold(job)}
+        tree = self._trees.choose(job) if means == LAYERED else None
+        message = plan_step(job, self._host, self._terms, means, list(self._areas), tree)
         descriptor = None if group is None else group.procs
         answer, workspace = attendant.run(message, descriptor, job.on_terminal)
         if answer[0] == "fault" and tree is not None:
             attendant.end()  # What lies on its shelf is unknown now.
         return attendant, answer, workspace
 
-    def _hold(self, job: Job) -> tuple[int | None, bool] | None:
-        """(the moment that is always now, whether nothing is random), for the worker."""
-        if not self._held:
-            return None
-        return frozen_moment(job.env) if self._clock == "frozen" else None, self._random == "seeded"
-
-    def _trees_work(self) -> bool:
-        if self._fresh is None or self._fresh.ended:
-            self._boot_fresh()
-        assert self._fresh is not None
-        return bool(self._fresh.greeting[1].get("shared_trees"))
-
-    def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
-        shared = self._reuse and wants_tree(job) and self._trees_work()
-        if self._reuse and group is None and not shared and fits_one_view(job):
-            return self._run_reused(job)
-        return self._run_fresh(job, group, shared=shared)
-
     def _run_reused(self, job: Job) -> tuple[Attendant, tuple[Any, ...], int]:
-        message = _message(job, plan_staging(job))
+        message = plan_step(job, self._host, self._terms, REUSED, ())
         while True:
             attendant = self._reused
             if attendant is None or attendant.ended:
@@ -241,13 +205,10 @@ class StrictSandbox:
         present = {path: _identity(path) for path in self._wanted}
         self._areas = {path: identity for path, identity in present.items() if identity is not None}
         self._trees = Trees()
-        plan = plan_boot(self._host, list(self._areas), self._network, here=self._here, frozen=self._clock == "frozen")
-        setup = {"operations": plan, "filter": self._filter, "reused": None, "held": self._held}
-        self._fresh = _boot(setup, self._before)
+        self._fresh = _boot(plan_worker(self._host, self._terms, FRESH, list(self._areas)), self._before)
 
     def _boot_reused(self) -> Attendant:
-        plan = plan_boot(self._host, [], self._network, self._filter)
-        return _boot({"operations": plan, "reused": (WORKSPACE, "/tmp", HOME, INPUT_MTIME_NS), "held": False})
+        return _boot(plan_worker(self._host, self._terms, REUSED, ()))
 
 
 class Spare:
@@ -300,31 +261,20 @@ def _boot(setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> Attendant:
     return attendant
 
 
+def layers_work() -> bool:
+    """Whether steps can share layers of inputs here, found out by booting a worker. True where none boots at all."""
+    try:
+        with StrictSandbox(reuse=False) as sandbox:
+            return sandbox._layers_work()
+    except SandboxUnavailable:
+        return True
+
+
 class SystemNotShown(SandboxUnavailable):
     """This mechanism of showing a view of packages is refused here; another may work."""
 
 
 _SHOWING = ("('show_masked'", "('check_masked'")
-
-
-def _message(job: Job, operations: list[Operation], here: Perturbation = STILL) -> dict[str, Any]:
-    return {
-        "operations": operations,
-        "command": list(job.command),
-        "env": dict(job.env) if here is STILL else perturbed_environment(job.env, here),
-        "cwd": here.workspace if job.cwd == "." else f"{here.workspace}/{job.cwd}",
-        "rlimits": plan_rlimits(job.limits),
-        "ceilings": plan_ceilings(job.limits),
-        "timeout_ms": job.limits.timeout_ms,
-        "max_output_bytes": job.max_output_bytes,
-        "terminal": None if job.on_terminal is None else "",
-    }
-
-
-def frozen_moment(env: Mapping[str, str]) -> int:
-    """The date at which a step's clock stands: its SOURCE_DATE_EPOCH, or that of every input."""
-    said = env.get("SOURCE_DATE_EPOCH", "")
-    return int(said) if said.isascii() and said.isdigit() and len(said) < 12 else INPUT_MTIME_NS // 1_000_000_000
 
 
 def _identity(path: str) -> tuple[int, int] | None:

@@ -12,12 +12,13 @@ parts of by the same directory, and nobody but its maker may write to it.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from ..core.fields import dataclass, field, replace
 from ..core.policy import INPUT_MTIME_S
@@ -32,6 +33,10 @@ WITNESS_BYTES = 64
 _MTIME_NS = INPUT_MTIME_S * 1_000_000_000
 _REDIRECT = "user.overlay.redirect"
 _METACOPY = "user.overlay.metacopy"
+
+
+class NeverHere(OSError):
+    """What a mechanism needs is refused by this kernel or file system, and would be refused again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,8 @@ class Shown:
 
 
 def make_ready(view: View, places: Places, folder: str, mechanism: str, mount_points: Sequence[str] = ()) -> Shown:
-    """The mask of a view, made if it is not there. Raises OSError where the mechanism cannot be had.
+    """The mask of a view, made if it is not there. Raises NeverHere where the mechanism cannot be had, OSError where
+    something else is in the way.
 
     `mount_points` are directories of the host below one of its tops at which roots will lie: they are there, empty.
     """
@@ -162,8 +168,9 @@ def _redirect(host: str, place: str, inside: str) -> None:
     seen = os.stat(host)
     descriptor = os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        os.setxattr(descriptor, _METACOPY, b"")
-        os.setxattr(descriptor, _REDIRECT, os.fsencode(inside))
+        with _refused_for_good(errno.ENOTSUP, place):
+            os.setxattr(descriptor, _METACOPY, b"")
+            os.setxattr(descriptor, _REDIRECT, os.fsencode(inside))
         os.truncate(descriptor, seen.st_size)
         os.fchmod(descriptor, stat.S_IMODE(seen.st_mode) & 0o755 | 0o400)
         os.utime(descriptor, ns=(seen.st_mtime_ns, seen.st_mtime_ns))
@@ -192,8 +199,20 @@ def _white_out(view: View, places: Places, layer: str, top: str, directories: li
                 with suppress(OSError):  # As many links to one as the file system allows.
                     os.link(first, place)
                     continue
-            os.mknod(place, stat.S_IFCHR | 0o600, 0)
+            with _refused_for_good(errno.EPERM, place):
+                os.mknod(place, stat.S_IFCHR | 0o600, 0)
             first = place
+
+
+@contextmanager
+def _refused_for_good(number: int, place: str) -> Iterator[None]:
+    """A full disk or a directory that nobody may write to is mended one day. This error says that it never works."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == number:
+            raise NeverHere(number, os.strerror(number), place) from error
+        raise
 
 
 def _tidy(folder: str) -> None:

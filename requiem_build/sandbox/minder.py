@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .processes import Stream, Tree, Watch
-from .starting import Refusal, find_program, start_command
+from .starting import Refusal, cause, find_program, start_command
 from .wire import Channel
 
 _CHANNEL = 3
@@ -92,33 +92,45 @@ def _become_reaper() -> bool:
 
 
 def _run(channel: Channel, job: dict[str, Any]) -> None:
-    streams = (Stream(job["max_output_bytes"]), Stream(job["max_output_bytes"]))
-    stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
+    """Answers in any case: how the step ended, or by what it could not be run."""
     try:
-        os.chdir(job["cwd"])
-        program = find_program(job["command"][0], job["env"].get("PATH"))
-        leader = start_command(program, job, stdin, streams[0].writer, streams[1].writer)
-    except Refusal as refusal:
-        channel.send(("ended", {"refused": str(refusal), "changed": []}))
+        with contextlib.ExitStack() as left:
+            reply = _reply(channel, job, left)
+    except (OSError, RuntimeError) as error:
+        channel.send(("fault", "mind the step", *cause(error)))
     else:
-        _follow(channel, job, Descendants(leader), streams)
-    finally:
-        os.close(stdin)
-        os.chdir("/")
-        for stream in streams:
-            stream.close()
+        channel.send(("ended", {**reply, "changed": []}))
 
 
-def _follow(channel: Channel, job: dict[str, Any], tree: Descendants, streams: tuple[Stream, Stream]) -> None:
-    for stream in streams:
-        stream.close_writer()
+def _reply(channel: Channel, job: dict[str, Any], left: contextlib.ExitStack) -> dict[str, Any]:
+    """`left` closes what was opened for it."""
+    out, err = (_open_stream(job["max_output_bytes"], left) for _ in range(2))
+    stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
+    left.callback(os.close, stdin)
+    left.callback(os.chdir, "/")
+    os.chdir(job["cwd"])
     try:
-        reply = Watch(channel, job["number"], tree, streams, job["ceilings"]).follow(job["timeout_ms"])
-    except EOFError:  # The engine is gone: nobody waits for the answer, but the step must not live on.
+        program = find_program(job["command"][0], job["env"].get("PATH"))
+        leader = start_command(program, job, stdin, out.writer, err.writer)
+    except Refusal as refusal:
+        return {"refused": str(refusal)}
+    tree = Descendants(leader)
+    try:
+        for stream in (out, err):
+            stream.close_writer()
+        watch = Watch(channel, job["number"], tree, (out, err), job["ceilings"], job["places"])
+        return {**watch.follow(job["timeout_ms"]), "tmp_full": False}
+    except BaseException:  # Mostly the engine is gone. Nobody waits for the answer, but the step must not live on.
+        _send(-leader, signal.SIGKILL)  # Without a look at anything: that may be what we cannot do.
         tree.signal(signal.SIGKILL)
         tree.end()
         raise
-    channel.send(("ended", {**reply, "changed": [], "tmp_full": False}))
+
+
+def _open_stream(most: int, left: contextlib.ExitStack) -> Stream:
+    stream = Stream(most)
+    left.callback(stream.close)
+    return stream
 
 
 def main() -> None:
@@ -140,6 +152,6 @@ def main() -> None:
             if descriptor >= 0:
                 os.close(descriptor)
     except EOFError:
-        pass
+        os._exit(0)  # The engine is gone, or has let us go.
     finally:
-        os._exit(0)
+        os._exit(1)

@@ -54,14 +54,14 @@ def perturbed_environment(env: Mapping[str, str], perturbation: Perturbation) ->
         if here.get(name) == WORLD_ENVIRONMENT.get(name):
             here[name] = value
     if "PATH" in here:
-        here["PATH"] = ":".join(placed(entry, perturbation) for entry in here["PATH"].split(":"))
+        here["PATH"] = ":".join(placed(entry, perturbation.workspace) for entry in here["PATH"].split(":"))
     return here
 
 
-def placed(path: str, perturbation: Perturbation) -> str:
+def placed(path: str, workspace: str) -> str:
     """Where a path of the sandbox lies when the workspace lies elsewhere."""
     inside = path == WORKSPACE or path.startswith(WORKSPACE + "/")
-    return perturbation.workspace + path[len(WORKSPACE) :] if inside else path
+    return workspace + path[len(WORKSPACE) :] if inside else path
 
 
 OTHER_HOST = {

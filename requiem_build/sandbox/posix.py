@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import threading
@@ -16,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from typing import IO
 
 from ..core.errors import EnvironmentFault
-from ..core.fields import replace
-from ..core.policy import HOME, INPUT_MTIME_S, WORKSPACE, WORLD_ENVIRONMENT, Limits
-from .attendant import Attendant
+from ..core.policy import HOME, INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
+from .attendant import Attendant, fault_of
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
 from .ending import name_ending
-from .layout import plan_ceilings, plan_directories, plan_rlimits
+from .layout import plan_ceilings_without_mounts, plan_directories, plan_rlimits_without_namespaces
+from .perturbation import placed
 from .processes import GRACE_S
 from .promises import NOT_ON_POSIX
 
@@ -55,7 +56,7 @@ class ProcessSandbox:
             "fixed_environment": True,
             "home_and_tmpdir": "fresh directories of the host",
             "kills": "every descendant" if subreaper else "the process group",
-            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout"],
+            "limits": ["cpu_time", "file_size", "memory", "open_files", "output_size", "processes", "timeout", "tmp"],
             "not_promised": list(NOT_ON_POSIX),
         }
 
@@ -73,8 +74,9 @@ class ProcessSandbox:
             with grouped(self._cgroups, job.limits) as (group, left):
                 descriptor = None if group is None else group.procs
                 answer, _ = self._attendant.run(self._message(job, left, terminal), descriptor)
-                hit = "" if group is None else group.hit()
-            reply = {**answer[1], "hit": hit or answer[1].get("hit", "")}
+                if answer[0] == "fault":
+                    raise fault_of(answer)
+                reply = answer[1] if group is None else group.seen(answer[1])
             finished = name_ending(reply, job.limits, workspace)
         except BaseException:
             os.close(workspace)
@@ -92,9 +94,9 @@ class ProcessSandbox:
             "env": self._environment(job.env),
             "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
             "stdin": self._stdin(job),
-            # The kernel's limit of processes would count every process of this user.
-            "rlimits": plan_rlimits(replace(limits, processes=None)),
-            "ceilings": plan_ceilings(limits),
+            "rlimits": plan_rlimits_without_namespaces(limits),
+            "ceilings": plan_ceilings_without_mounts(limits),
+            "places": [f"{self._scratch}/tmp", f"{self._scratch}/home"],
             "timeout_ms": limits.timeout_ms,
             "max_output_bytes": job.max_output_bytes,
             "terminal": None if terminal < 0 else os.ttyname(terminal),
@@ -119,13 +121,8 @@ class ProcessSandbox:
             if here.get(name) == usual:
                 here[name] = f"{self._scratch}/{ours}"
         if "PATH" in here:
-            here["PATH"] = ":".join(self._place(entry) for entry in here["PATH"].split(":"))
+            here["PATH"] = ":".join(placed(entry, self.workspace) for entry in here["PATH"].split(":"))
         return here
-
-    def _place(self, path: str) -> str:
-        """Where a path of the sandbox lies at this level."""
-        inside = path == WORKSPACE or path.startswith(WORKSPACE + "/")
-        return self.workspace + path[len(WORKSPACE) :] if inside else path
 
     def _stdin(self, job: Job) -> str:
         if not isinstance(job.stdin, bytes):
@@ -142,12 +139,12 @@ class ProcessSandbox:
         directories = plan_directories(job)
         for path in directories:
             os.mkdir(f"{self.workspace}/{path}", 0o755)
-        stamps = {}
+        stamps, made = {}, set(directories)
         for item in sorted(job.staged, key=lambda item: (item.symlink is not None, item.path)):
-            if item.path not in directories:
-                stamps[item.path] = _stage_file(f"{self.workspace}/{item.path}", item)
+            place = f"{self.workspace}/{item.path}"
+            stamps[item.path] = _place_of(os.lstat(place)) if item.path in made else _stage_file(place, item)
         for mount in job.mounts:
-            target = self._place(mount.target)
+            target = placed(mount.target, self.workspace)
             if target != mount.target:
                 os.symlink(mount.source, target)
             elif mount.source != mount.target:
@@ -198,11 +195,17 @@ def _stamp(seen: os.stat_result) -> _Stamp:
     return (seen.st_ino, seen.st_mode, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)
 
 
+def _place_of(seen: os.stat_result) -> _Stamp:
+    """Of a directory: whether it is the one that was made, whatever came into it."""
+    return (seen.st_ino, stat.S_IFMT(seen.st_mode), 0, 0, 0)
+
+
 def _look(path: str, workspace: int) -> _Stamp | None:
     try:
-        return _stamp(os.stat(path, dir_fd=workspace, follow_symlinks=False))
+        seen = os.stat(path, dir_fd=workspace, follow_symlinks=False)
     except OSError:
         return None
+    return _place_of(seen) if stat.S_ISDIR(seen.st_mode) else _stamp(seen)
 
 
 def _remove(top: str) -> None:

@@ -15,7 +15,7 @@ from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 GRACE_S = 2.0
@@ -73,10 +73,16 @@ class Stream:
 
 
 class Tree:
-    """The processes of one step: everything in this pid namespace but ourselves."""
+    """The processes of one step: everything in this pid namespace but ourselves.
 
-    def __init__(self, leader: int) -> None:
+    With `kept` the leader is no process of the step, but the keeper that started its command (`keeper.py`): what it
+    uses is not the step's, and `kept` says what the command used, when both have ended.
+    """
+
+    def __init__(self, leader: int, *, kept: Callable[[], tuple[float, float, int]] | None = None) -> None:
         self.leader = leader
+        self.keeper = 0 if kept is None else leader
+        self._kept = kept
         self.status: int | None = None
         self.killed = 0
         self.user_s = 0.0
@@ -91,9 +97,12 @@ class Tree:
             return False
         if pid == 0:
             return False
-        self.user_s += used.ru_utime
-        self.system_s += used.ru_stime
-        self.max_rss_kib = max(self.max_rss_kib, used.ru_maxrss)
+        user_s, system_s, max_rss_kib = used.ru_utime, used.ru_stime, used.ru_maxrss
+        if self._kept is not None and pid == self.keeper:
+            user_s, system_s, max_rss_kib = self._kept()
+        self.user_s += user_s
+        self.system_s += system_s
+        self.max_rss_kib = max(self.max_rss_kib, max_rss_kib)
         if pid == self.leader:
             self.status = status
         elif self.status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
@@ -133,8 +142,9 @@ class Watch:
         tree: Tree,
         streams: tuple[Stream, Stream],
         ceilings: dict[str, int],
+        places: Sequence[str] = (),
     ) -> None:
-        self.gauge = Gauge(tree, ceilings)
+        self.gauge = Gauge(tree, ceilings, places)
         self.channel = channel
         self.number = number
         self.tree = tree

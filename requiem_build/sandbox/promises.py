@@ -10,7 +10,7 @@ from ..core.errors import SandboxUnavailable
 NOT_ON_POSIX = (
     "files outside the inputs are hidden",
     "files of the host are read-only",
-    "a limit of tmp",
+    "a limit of what is written to /tmp by name",
     "network is closed",
     "pid, uid and host name are constant",
 )

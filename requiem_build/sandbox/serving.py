@@ -10,7 +10,7 @@ import os
 from .boot import Boot
 from .processes import Stream, Tree, Watch
 from .staging import Staging
-from .starting import Refusal
+from .starting import Refusal, cause
 from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
@@ -59,7 +59,8 @@ class Serving:
                 return
             for stream in streams:
                 stream.close_writer()
-            watch = Watch(self.channel, job["number"], Tree(staging.pid), streams, job["ceilings"])
+            tree = Tree(staging.pid, kept=None if staging.account < 0 else staging.used_by_command)
+            watch = Watch(self.channel, job["number"], tree, streams, job["ceilings"])
             reply = watch.follow(job["timeout_ms"])
             reply["changed"] = staging.changed()
             reply["tmp_full"] = is_full(staging.tmp) or is_full(staging.shared)
@@ -74,10 +75,3 @@ class Serving:
 def is_full(directory: int) -> bool:
     seen = os.fstatvfs(directory)
     return seen.f_blocks > 0 and (seen.f_bavail * seen.f_frsize < 65536 or seen.f_favail == 0)
-
-
-def cause(error: BaseException) -> tuple[int, str]:
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return error.errno or 0, f"{os.strerror(error.errno or 0)}{where}"
-    return 0, f"{type(error).__name__}: {error}"

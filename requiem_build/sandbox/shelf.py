@@ -11,6 +11,10 @@ import stat
 
 from . import syscalls
 
+TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 PLACE = "/dev/shm"
 """Every step has a directory of its own there, which covers this one."""
 
@@ -94,8 +98,8 @@ class Shelf:
                 whole = folder != "" and _is_opaque(opened)
             finally:
                 os.close(opened)
-            if whole:  # It was removed and made anew: what it held is gone.
-                found.update(path for path in files if path.startswith(folder + "/"))
+            if whole:  # It was removed and made anew, and what it held is gone.
+                found.update(_with_all_below(folder, files, directories))
                 continue
             for name, mode in zip(names, modes, strict=True):
                 path = f"{folder}/{name}" if folder else name
@@ -104,9 +108,14 @@ class Shelf:
                 elif path in directories and stat.S_ISDIR(mode):
                     pending.append(path)
                 elif path in directories:
-                    found.update(below for below in files if below.startswith(path + "/"))
-                    found.add(path)
+                    found.update(_with_all_below(path, files, directories))
         return found
+
+
+def _with_all_below(folder: str, *known: frozenset[str]) -> Iterator[str]:
+    yield folder
+    for paths in known:
+        yield from (path for path in paths if path.startswith(folder + "/"))
 
 
 def _is_opaque(directory: int) -> bool:

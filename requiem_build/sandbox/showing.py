@@ -10,8 +10,8 @@ from typing import TypeVar
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from .distribution import Distribution
 from .linux import SystemNotShown
-from .masks import MECHANISMS, Shown, make_ready
-from .system import Sealed
+from .masks import MECHANISMS, NeverHere, Shown, make_ready
+from .stamped import Sealed
 from .visible import View
 
 T = TypeVar("T")
@@ -43,12 +43,13 @@ def show(
         try:
             return boot(_ready(distribution, view, roots, folder, mechanism))
         except SystemNotShown as error:
-            why = "; ".join(text for _, text in error.facts)
+            why, for_good = "; ".join(text for _, text in error.facts), True
         except OSError as error:
-            why = f"{os.strerror(error.errno or 0)}: {error.filename or folder}"
+            why, for_good = f"{os.strerror(error.errno or 0)}: {error.filename or folder}", isinstance(error, NeverHere)
         told.append((mechanism, why))
-        refused[here] = why
-        memory.save(refused)
+        if for_good:
+            refused[here] = why
+            memory.save(refused)
     raise SandboxUnavailable(
         'the packages that a step asks for cannot be shown alone here, so system = "packages" cannot be had',
         facts=told,

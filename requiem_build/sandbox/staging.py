@@ -14,7 +14,7 @@ import stat
 from . import syscalls
 from .boot import Boot
 from .shelf import Shelf
-from .starting import Refusal, find_program, start_command, why_not_started
+from .starting import find_program, refuse, start_command
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ class Staging:
         self.shared = -1
         self.stdin = boot.null
         self.pid = 0
+        self.account = -1
+        """Where a keeper says what its command used."""
         self.first_pid = FIRST_PID
 
     def apply(self, operations: list[tuple[Any, ...]]) -> None:
@@ -72,10 +74,18 @@ class Staging:
 
         os.chdir(job["cwd"])
         program = find_program(job["command"][0], job["env"].get("PATH"))
+        self.account = os.memfd_create("account", os.MFD_CLOEXEC)
         try:
-            self.pid = keeper.start(program, job, (self.stdin, out, err), self.boot.last_pid, confine)
+            streams = (self.stdin, out, err)
+            self.pid = keeper.start(program, job, streams, self.boot.last_pid, confine, self.account)
         except OSError as error:
-            raise Refusal(why_not_started(program, error)) from error
+            refuse(program, error)
+
+    def used_by_command(self) -> tuple[float, float, int]:
+        """Of a step with a keeper: see `keeper.used_by_command`."""
+        from . import keeper
+
+        return keeper.used_by_command(self.account)
 
     def make_directory(self, path: str, mode: int) -> None:
         os.mkdir(path, mode)
@@ -103,11 +113,13 @@ class Staging:
 
     def stdin_bytes(self, content: bytes) -> None:
         memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(memory, rest) :]
-        self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
-        os.close(memory)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(memory, rest) :]
+            self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(memory)
 
     def changed(self) -> list[str]:
         """The inputs that are no longer what was staged, looked at without trusting a single directory."""
@@ -196,8 +208,10 @@ class Preparation(Staging):
 
     def show_backdrop(self, lower: str, path: str) -> None:
         overlay = syscalls.new_writable_overlay(lower, f"{path}/upper", f"{path}/work")
-        syscalls.move_mount(overlay, path)
-        os.close(overlay)
+        try:
+            syscalls.move_mount(overlay, path)
+        finally:
+            os.close(overlay)
         os.chdir(path)
 
     def watch_tmp(self, path: str) -> None:
@@ -207,10 +221,10 @@ class Preparation(Staging):
         self.shared = os.open(path, _DIRECTORY)
 
     def attach(self, slot: int, target: str) -> None:
-        descriptor = self.slots.pop(slot)
+        descriptor = self.slots[slot]
         self._make_place(target, stat.S_ISDIR(os.fstat(descriptor).st_mode))
         syscalls.move_mount(descriptor, target)
-        os.close(descriptor)
+        os.close(self.slots.pop(slot))  # Until then it is `release` that closes it.
 
     def detach(self, path: str) -> None:
         syscalls.umount(path)
@@ -305,7 +319,7 @@ class Preparation(Staging):
 
     def release(self) -> None:
         """Gives back every descriptor that the view needed."""
-        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared, self.own_layer):
+        for descriptor in (*self.slots.values(), self.ruleset, self.tmp, self.shared, self.own_layer, self.account):
             if descriptor >= 0:
                 os.close(descriptor)
         if self.workspace >= 0:

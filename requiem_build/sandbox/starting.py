@@ -14,11 +14,23 @@ import struct
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
+
+
+_OF_THE_HOST = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What is no fault of a command that could not be started."""
 
 
 class Refusal(Exception):
     """The command cannot be started, and that is the step's own fault."""
+
+
+def cause(error: BaseException) -> tuple[int, str]:
+    """An error number, or 0, and words: as a worker tells its engine what it could not do."""
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return error.errno or 0, f"{os.strerror(error.errno or 0)}{where}"
+    return 0, f"{type(error).__name__}: {error}"
 
 
 def find_program(name: str, search: str | None) -> str:
@@ -67,12 +79,19 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
         except NotImplementedError:  # A C library that cannot make a session there: older releases of macOS.
             return _fork_and_execute(program, job, stdin, out, err)
     except OSError as error:
-        raise Refusal(why_not_started(program, error)) from error
+        refuse(program, error)
     except ValueError as error:  # A NUL byte in an argument or in the environment.
         raise Refusal(f'"{program}" cannot be started: {error}') from error
 
 
-def why_not_started(program: str, error: OSError) -> str:
+def refuse(program: str, error: OSError) -> NoReturn:
+    """Raises Refusal, or the error itself where it is no fault of the command."""
+    if error.errno in _OF_THE_HOST:
+        raise error
+    raise Refusal(_why_not_started(program, error)) from error
+
+
+def _why_not_started(program: str, error: OSError) -> str:
     if error.errno == errno.ENOEXEC:
         return f'"{program}" is not a program of this machine and has no #! line'
     if error.errno == errno.E2BIG:

@@ -6,24 +6,23 @@ is taken on trust where it says so: packages count by name and version, not by t
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fnmatch
-import json
 import marshal
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core.errors import EnvironmentFault
 from ..core.fields import dataclass
 
 if TYPE_CHECKING:
     from ..core.digest import Digest
+    from .stamped import Memory
 
 RULE = 1
 """Raised whenever what is shown or how it is digested changes."""
@@ -37,18 +36,19 @@ _SHOWN_OF_ETC = (
 )
 
 _LOCAL = "/usr/local"
-_DPKG = "/var/lib/dpkg"
-_PACMAN = "/var/lib/pacman/local"
-_APK = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")
-_RPM = tuple(
+
+# Where each kind of package database lies.
+DPKG = "/var/lib/dpkg"
+PACMAN = "/var/lib/pacman/local"
+APK = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")
+RPM = tuple(
     f"{folder}/{name}"
     for folder in ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
     for name in ("rpmdb.sqlite", "Packages.db", "Packages")
 )
+"""The newest form first."""
 
 _WILD = re.compile(r"[*?[]")
-_SETTLED_NS = 2_000_000_000
-"""A file that changed less than this before it was read may change again without its stamp changing."""
 
 
 def etc_entries(etc: str = "/etc") -> tuple[str, ...]:
@@ -75,7 +75,8 @@ def _names(folder: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What the host's system was. `stamps` are of every path of `watched`, None for what is absent, at `at_ns`."""
+    """What the host's system was. `stamps`, at `at_ns`, are of every path that the digest rests on: None for what is
+    absent and would count. Equal stamps, equal digest."""
 
     digest: Digest
     stamps: Mapping[str, os.stat_result | None]
@@ -133,6 +134,7 @@ def _digest(
     surveys: Mapping[str, Sequence[_Entry]],
 ) -> Digest:
     from ..core.digest import object_digest, parse_digest
+    from .stamped import Memory, Sealed
 
     entries = [entry for top in shown for entry in surveys[top]]
     fingerprint = _fingerprint([*(entry for path in databases for entry in surveys[path]), *entries], began_ns)
@@ -155,20 +157,12 @@ def _digest(
 def package_lines(databases: Sequence[str]) -> list[bytes]:
     """`name version architecture` of each installed package, for messages; empty where the database is not text."""
     first = databases[0]
-    if first == _PACMAN:
+    if first == PACMAN:
         return [os.fsencode(" ".join(name.rpartition("-")[0].rpartition("-")[::2])) for name in _names(first)]
-    if not first.startswith(_DPKG) and first not in _APK:
+    if not first.startswith(DPKG) and first not in APK:
         return []
     content = Path(first).read_bytes()
-    return parse_dpkg(content) if first.startswith(_DPKG) else parse_apk(content)
-
-
-def watched() -> list[str]:
-    """Every path whose stamp the digest rests on, also what is absent and would count: equal stamps, equal digest."""
-    found = {"/etc": None}
-    for top, entries in _surveys(_package_databases(), _shown()).items():
-        found |= dict.fromkeys((*_way(top), *(path for path, _ in entries)))
-    return list(found)
+    return parse_dpkg(content) if first.startswith(DPKG) else parse_apk(content)
 
 
 def _shown() -> tuple[str, ...]:
@@ -178,7 +172,7 @@ def _shown() -> tuple[str, ...]:
 def _surveys(databases: Sequence[str], shown: Sequence[str]) -> dict[str, list[_Entry]]:
     """What is at and below each path that counts, or would if it were there."""
     nested = (f"/etc/{name}" for name in _SHOWN_OF_ETC if "/" in name)
-    logs = (f"{path}-wal" for path in databases if path in _RPM)
+    logs = (f"{path}-wal" for path in databases if path in RPM)
     return {top: _survey(top) for top in (*nested, *shown, *databases, *logs)}
 
 
@@ -199,15 +193,15 @@ def _way(path: str) -> list[str]:
 
 def _package_databases() -> list[str]:
     """The files (or the directory) in which this host's package manager keeps what is installed."""
-    for found in (f"{_DPKG}/status", _PACMAN, *_APK):
+    for found in (f"{DPKG}/status", PACMAN, *APK):
         if os.path.exists(found):
             return [found]
-    for found in _RPM:
+    for found in RPM:
         if os.path.exists(found):
             return [path for path in (found, f"{found}-wal") if os.path.exists(path)]
     raise EnvironmentFault(
         "no package database that Requiem knows: the system cannot be part of a step's key",
-        facts=[("looked for", ", ".join((_DPKG, _PACMAN, *_APK[:1], "rpmdb")))],
+        facts=[("looked for", ", ".join((DPKG, PACMAN, *APK[:1], "rpmdb")))],
         hint='declare what steps need as [roots], or use sandbox = "process"',
     )
 
@@ -217,11 +211,11 @@ def _packages(databases: Sequence[str], memory: Memory) -> bytes:
     from ..core.digest import object_digest
 
     first = databases[0]
-    if first.startswith(_DPKG):
+    if first.startswith(DPKG):
         return b"dpkg " + memory.derive(first, lambda content: b"\n".join(parse_dpkg(content))).encode()
-    if first == _PACMAN:
+    if first == PACMAN:
         return b"pacman " + object_digest("\n".join(sorted(_names(first))).encode()).encode()
-    if first in _APK:
+    if first in APK:
         return b"apk " + memory.derive(first, lambda content: b"\n".join(parse_apk(content))).encode()
     return b"rpm " + b" ".join(memory.digest(path, os.stat(path)).encode() for path in databases)
 
@@ -291,6 +285,7 @@ def _reason(error: OSError) -> str:
 def _fingerprint(entries: Iterable[_Entry], began_ns: int) -> str | None:
     """One name for all stamps together; None if a file is too young for its stamp to be trusted."""
     from ..core.digest import object_digest
+    from . import stamped
 
     stamps: list[object] = [RULE, os.geteuid()]
     youngest = 0
@@ -300,7 +295,7 @@ def _fingerprint(entries: Iterable[_Entry], began_ns: int) -> str | None:
             youngest = max(youngest, seen.st_mtime_ns, seen.st_ctime_ns)
         else:
             stamps += (path, seen)
-    return object_digest(marshal.dumps(stamps, 2)) if youngest < began_ns - _SETTLED_NS else None
+    return object_digest(marshal.dumps(stamps, 2)) if youngest < began_ns - stamped.SETTLED_NS else None
 
 
 def _describe(path: str, seen: os.stat_result | str | None, memory: Memory) -> bytes:
@@ -327,80 +322,6 @@ def _closed_file(name: bytes, seen: os.stat_result) -> bytes:
     return b"closed\0" + name + b"\0%o %d %d" % (seen.st_mode, seen.st_size, seen.st_mtime_ns)
 
 
-class Sealed:
-    """A JSON object in a file that carries its own digest. Damaged, missing or unwritable, it is empty."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def load(self) -> dict[str, Any]:
-        from ..core.digest import object_digest
-
-        try:
-            seal, _, body = self._path.read_bytes().partition(b"\n")
-            if object_digest(body).encode() != seal:
-                return {}
-            known = json.loads(body)
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}
-
-    def save(self, known: Mapping[str, Any]) -> None:
-        from ..core.digest import object_digest
-
-        body = json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
-        mine = self._path.with_name(f"{self._path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            mine.write_bytes(object_digest(body).encode() + b"\n" + body)
-            mine.replace(self._path)  # Readers see the old memory or the new one.
-        except OSError:
-            with contextlib.suppress(OSError):
-                mine.unlink()
-
-
-class Memory:
-    """Digests of files by path and stamp."""
-
-    def __init__(self, path: Path, began_ns: int) -> None:
-        self._file = Sealed(path)
-        self._known = self._file.load()
-        self._kept: dict[str, list[object]] = {}
-        self._began_ns = began_ns
-
-    def digest(self, path: str, seen: os.stat_result) -> str:
-        """Of the file's content, read only if its stamp is new."""
-        return self._look_up(path, path, seen, lambda content: content)
-
-    def derive(self, path: str, view: Callable[[bytes], bytes]) -> str:
-        """Of what `view` makes of the file's content."""
-        return self._look_up(f"packages of {path}", path, os.stat(path), view)
-
-    def _look_up(self, key: str, path: str, seen: os.stat_result, view: Callable[[bytes], bytes]) -> str:
-        stamp = _stamp(seen)
-        known = self._known.get(key)
-        if known is not None and known[1:] == stamp:
-            self._kept[key] = known
-            return str(known[0])
-        from ..core.digest import object_digest
-
-        with open(path, "rb") as file:
-            digest = object_digest(view(file.read()))
-            after = _stamp(os.fstat(file.fileno()))
-        settled = max(seen.st_mtime_ns, seen.st_ctime_ns) < self._began_ns - _SETTLED_NS
-        if settled and after == stamp:
-            self._kept[key] = [digest, *stamp]
-        return digest
-
-    def save(self) -> None:
-        if self._kept != self._known:
-            self._file.save(self._kept)
-
-
-def _stamp(seen: os.stat_result) -> list[int]:
-    return [seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode]
-
-
 def lookup(program: str, path_entries: Sequence[str]) -> str | None:
     """The file that a step's PATH gives for a program, on this host; None if there is none."""
     candidates = [program] if program.startswith("/") else [f"{entry}/{program}" for entry in path_entries if entry]
@@ -419,7 +340,7 @@ def package_of(path: str) -> str | None:
     if os.path.realpath(path) != path:  # Alternatives and other links that no package owns.
         spellings += _spellings(os.path.realpath(path))
     wanted = [b"\n" + os.fsencode(spelling) + b"\n" for spelling in spellings]
-    info = f"{_DPKG}/info"
+    info = f"{DPKG}/info"
     for name in sorted(_names(info)):
         if not name.endswith(".list"):
             continue

@@ -38,6 +38,11 @@ class Choice:
     """Trees that it shall forget."""
 
 
+def may_lie_in_tree(item: Staged) -> bool:
+    """Files whose bytes are known, and empty directories."""
+    return item.source is None and item.symlink is None
+
+
 @dataclass(frozen=True, slots=True)
 class _Tree:
     items: frozenset[Staged]
@@ -55,7 +60,7 @@ class Trees:
 
     def choose(self, job: Job) -> Choice | None:
         """None where a tree is not worth it."""
-        wanted = frozenset(item for item in job.staged if item.source is None and item.symlink is None)
+        wanted = frozenset(filter(may_lie_in_tree, job.staged))
         if len(wanted) < INPUTS_MIN:
             return None
         beside = max(REST_MAX, len(wanted) // 10)

@@ -47,7 +47,6 @@ class Survey:
     absent: list[str] = field(default_factory=list)
     closed: set[str] = field(default_factory=set)
     """Files that a step's user may not read: shown as they are, their content counts for nothing."""
-    youngest_ns: int = 0
 
     def holds(self, path: str) -> bool:
         return path in self.files or path in self.links or path in self.directories
@@ -154,7 +153,6 @@ def _see(places: Places, path: str, survey: Survey) -> None:
         survey.links[path] = os.readlink(places.host(path))
     elif stat.S_ISREG(seen.st_mode):
         survey.files[path] = stamp_of(seen)
-        survey.youngest_ns = max(survey.youngest_ns, seen.st_mtime_ns, seen.st_ctime_ns)
         if not seen.st_mode & 0o004:
             survey.closed.add(path)
 

@@ -22,7 +22,8 @@ from . import syscalls
 from .boot import CHANNEL, Boot
 from .fresh import Fresh
 from .reused import Reused
-from .serving import Serving, cause
+from .serving import Serving
+from .starting import cause
 from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
@@ -55,9 +56,11 @@ def main() -> None:
         gc.freeze()
         worker.serve()
     except EOFError:
-        pass
+        os._exit(0)  # The engine is gone, or has let us go.
     finally:
-        os._exit(0)
+        os._exit(
+            1
+        )  # Something that no step should bring about: whoever waits for an answer is told that there is none.
 
 
 def _make(channel: Channel, boot: Boot, setup: dict[str, Any]) -> Serving:

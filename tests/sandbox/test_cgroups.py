@@ -78,9 +78,17 @@ def test_a_step_without_such_a_limit_has_no_group(directory: Path, run_in: Any) 
 def test_what_the_kernel_counted_names_the_limit(
     directory: Path, tmp_path: Path, run_in: Any, file: str, line: str, termination: str
 ) -> None:
-    script = f"cd {directory}/requiem-*; echo low 0 > {file}; echo {line} >> {file}"
+    script = f"cd {directory}/requiem-*; echo low 0 > {file}; echo {line} >> {file}; exit 1"
     with ProcessSandbox(str(tmp_path / "scratch"), Cgroups(str(directory))) as sandbox:
         assert run_in(sandbox, "sh", "-c", script, limits=LIMITS).finished.termination == termination
+
+
+def test_who_was_refused_a_process_and_went_on_has_not_failed(directory: Path, tmp_path: Path, run_in: Any) -> None:
+    """As where the kernel's own limit of processes refuses it. Who was out of memory was killed."""
+    script = f"cd {directory}/requiem-*; echo max 3 > pids.events"
+    with ProcessSandbox(str(tmp_path / "scratch"), Cgroups(str(directory))) as sandbox:
+        finished = run_in(sandbox, "sh", "-c", script, limits=LIMITS).finished
+    assert (finished.exit_code, finished.termination) == (0, "exited")
 
 
 def test_a_step_that_cannot_join_is_the_hosts_fault_and_does_not_run(directory: Path, run_in: Any) -> None:

@@ -150,6 +150,78 @@ def test_a_stopped_process_stops_and_goes_on(frozen, run_in):
     assert run_in(frozen, "bash", "-c", script).out == "1\n0\n"
 
 
+EXECUTING = """
+import os, signal
+for _ in range(400):
+    children = []
+    for _ in range(4):
+        child = os.fork()
+        if child == 0:
+            os.execv("/bin/true", ["true"])
+        children.append(child)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+print("all")
+"""
+
+
+def test_a_child_that_is_killed_as_it_executes_takes_nobody_with_it(frozen, run_in, python):
+    step = run_in(frozen, python, "-I", "-S", "-c", EXECUTING)
+    assert (step.out, step.finished.termination) == ("all\n", "exited")
+
+
+@pytest.mark.parametrize("place", ["_registers", "_words", "_write"])
+def test_a_process_that_is_gone_when_it_is_looked_at_is_let_go(place, monkeypatch):
+    """At each moment at which it could have been killed; and one that lives is never run on without being told."""
+    seen = []
+
+    def registers(_: int) -> list[int] | None:
+        seen.append(place)
+        return None if place == "_registers" or len(seen) > 1 else [0] * 27
+
+    def words(*_: int):
+        if place == "_words":
+            raise keeper._OutOfReach
+        yield from (0, 0, 0, keeper._AT_VDSO, 1)
+
+    monkeypatch.setattr(keeper, "_registers", registers)
+    monkeypatch.setattr(keeper, "_words", words)
+    monkeypatch.setattr(keeper, "_write", lambda *_: False)
+    keeper.Keeper(0, True)._prepare(1)
+    if place != "_registers":
+        monkeypatch.setattr(keeper, "_registers", lambda _: [0] * 27)
+        with pytest.raises(keeper._OutOfReach):
+            keeper.Keeper(0, True)._prepare(1)
+
+
+ASKING = """
+import resource, time
+for _ in range(20_000):
+    time.time()
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(round(1000 * (used.ru_utime + used.ru_stime)), used.ru_maxrss)
+"""
+
+
+def test_what_the_keeper_uses_is_not_the_steps(frozen, run_in, python):
+    """Answering costs the keeper several times the processor time that asking costs the step."""
+    step = run_in(frozen, python, "-I", "-S", "-c", ASKING)
+    used_ms, resident_kib = map(int, step.out.split())
+    counted = step.finished.rusage
+    # A few milliseconds more are those of the program's end.
+    assert used_ms - 2 <= counted["user_ms"] + counted["system_ms"] <= 1.5 * used_ms + 100
+    assert resident_kib <= counted["max_rss_kib"] <= 1.2 * resident_kib
+    limited = run_in(frozen, python, "-I", "-S", "-c", ASKING, limits=Limits(cpu_time_ms=3 * used_ms + 100))
+    assert limited.finished.termination == "exited"
+
+
+def test_what_a_killed_step_used_is_counted_without_its_keeper(frozen, run_in):
+    step = run_in(frozen, "sh", "-c", "while :; do :; done", limits=Limits(cpu_time_ms=300))
+    assert step.finished.termination == "cpu_time"
+    assert 290 <= step.finished.rusage["user_ms"] + step.finished.rusage["system_ms"] < 1500
+
+
 def test_walls_stand_as_without(frozen, run_in, python):
     status = dict(line.split(":", 1) for line in run_in(frozen, "cat", "/proc/self/status").out.splitlines())
     assert [int(status[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")] == [0, 0, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from requiem_build.core import kinds
 from requiem_build.core.policy import Limits, line_of
+from requiem_build.sandbox import keeper
 from requiem_build.sandbox.linux import StrictSandbox
 from requiem_build.sandbox.posix import ProcessSandbox
 
@@ -74,6 +76,32 @@ def test_the_control_as_many_processes_as_the_limit_allows(run_python):
     script = "import os, time\nfor i in range(10):\n    if os.fork() == 0: time.sleep(0.2); os._exit(0)\nprint('all')"
     step = run_python(script, processes=20)
     assert (step.out, step.finished.termination) == ("all\n", "exited")
+
+
+TOGETHER = """
+import os, time
+count = 1
+try:
+    while count < 9:
+        if os.fork() == 0:
+            time.sleep(20)
+            os._exit(0)
+        count += 1
+except OSError:
+    pass
+print(count, flush=True)
+time.sleep(0.2)  # So that who looks 20 times a second sees them.
+"""
+
+
+@pytest.mark.parametrize("clock", ["real", "frozen"])
+@pytest.mark.parametrize("most", [1, 4])
+def test_as_many_as_were_asked_for_also_beside_a_keeper(run_in, python, clock, most):
+    if clock == "frozen" and os.uname().machine not in keeper.MACHINES:
+        pytest.skip("nothing can be held on this processor")
+    with StrictSandbox(clock=clock) as sandbox:
+        step = run_in(sandbox, python, "-I", "-S", "-c", TOGETHER, limits=Limits(processes=most, **SAFE))
+    assert (step.out, step.finished.termination) == (f"{most}\n", "exited")
 
 
 BUSY = "t = time.process_time()\nwhile time.process_time() - t < {}: pass\n"
@@ -189,6 +217,44 @@ def test_tmp_is_limited_wherever_it_is_filled(shared, run_in, command):
     step = run_in(shared, "sh", "-c", command, limits=Limits(tmp_bytes=1_000_000, **SAFE))
     assert step.finished.termination == "tmp"
     assert run_in(shared, "sh", "-c", "ls /tmp /dev/shm").out.split() == ["/dev/shm:", "/tmp:", "home"]
+
+
+FILLED = {
+    "a file": "head -c 3000000 /dev/zero > $TMPDIR/f; exec sleep 30",
+    "of another directory": "mkdir -p $TMPDIR/a/b; head -c 3000000 /dev/zero > $TMPDIR/a/b/f; exec sleep 30",
+    "in HOME": "head -c 3000000 /dev/zero > $HOME/f; exec sleep 30",
+    "between them": "for d in $TMPDIR $HOME; do head -c 600000 /dev/zero > $d/f; done; exec sleep 30",
+    "names": "i=0; while test $i -lt 1500; do i=$((i+1)); mkdir $HOME/f$i; done; exec sleep 30",
+    "without a name": "exec 3> $TMPDIR/f; rm $TMPDIR/f; head -c 3000000 /dev/zero >&3; exec sleep 30",
+    "before anyone looks": "head -c 3000000 /dev/zero > $TMPDIR/f",
+}
+CONTROLS = {
+    "less": "head -c 900000 /dev/zero > $TMPDIR/f",
+    "a hole": "truncate -s 1G $TMPDIR/f",
+    "names of one file": "head -c 600000 /dev/zero > $TMPDIR/f; ln $TMPDIR/f $HOME/g",
+    "a link to elsewhere": "ln -s /usr $TMPDIR/usr",
+    "its workspace": "head -c 3000000 /dev/zero > f",
+    "what is taken away again": "for i in 1 2 3 4; do head -c 600000 /dev/zero > $TMPDIR/f; rm $TMPDIR/f; done",
+}
+
+
+@pytest.mark.parametrize("name", [*FILLED, *CONTROLS])
+def test_tmp_is_limited_without_a_file_system_of_its_own(name, run_in, tmp_path):
+    if name == "without a name" and not os.path.isdir("/proc/self/fd"):
+        pytest.skip("nobody tells here what a process holds open")
+    with ProcessSandbox(str(tmp_path / "scratch")) as sandbox:
+        command = FILLED.get(name) or CONTROLS[name]
+        step = run_in(sandbox, "sh", "-c", command, limits=Limits(tmp_bytes=1_000_000, **SAFE))
+        assert step.finished.termination == ("tmp" if name in FILLED else "exited"), step.err
+
+
+def test_what_nobody_can_look_into_is_too_much(run_in, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root looks into everything, and finds what is there")
+    with ProcessSandbox(str(tmp_path / "scratch")) as sandbox:
+        command = "mkdir $TMPDIR/d; chmod 0 $TMPDIR/d; exec sleep 30"
+        step = run_in(sandbox, "sh", "-c", command, limits=Limits(tmp_bytes=1_000_000, **SAFE))
+        assert step.finished.termination == "tmp"
 
 
 def test_a_limit_does_not_outlive_its_step(run_python):

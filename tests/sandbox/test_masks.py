@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -192,6 +193,34 @@ def test_a_mechanism_that_is_refused_is_not_tried_again(host, tmp_path):
     again = Refusing()
     assert showing.show(host, digest, ["/usr"], str(tmp_path), again) == "copy"
     assert again.tried == ["copy"]
+
+
+def test_a_full_disk_is_not_remembered_as_a_refusal(host, tmp_path, monkeypatch):
+    digest = host.view(["bash"]).digest
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space", "here")
+
+    monkeypatch.setattr(masks, "_make_layer", full)
+    with pytest.raises(SandboxUnavailable, match="cannot be shown"):
+        showing.show(host, digest, ["/usr"], str(tmp_path), Refusing())
+    monkeypatch.undo()
+    boot = Refusing()
+    assert showing.show(host, digest, ["/usr"], str(tmp_path), boot) == boot.tried[0] == "redirects"
+
+
+def test_what_a_file_system_never_does_is_remembered(host, tmp_path, monkeypatch):
+    digest = host.view(["bash"]).digest
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "no such thing")
+
+    monkeypatch.setattr(os, "setxattr", unsupported)
+    showing.show(host, digest, ["/usr"], str(tmp_path), Refusing())
+    monkeypatch.undo()
+    boot = Refusing()
+    showing.show(host, digest, ["/usr"], str(tmp_path), boot)
+    assert "redirects" not in boot.tried
 
 
 def test_where_none_works_it_is_exit_4_with_the_way_out(host, tmp_path):

@@ -22,13 +22,14 @@ def many(count: int = COUNT, text: str = "") -> list[Staged]:
     files = [
         Staged(f"src/{n % 7}/{n}.c", data=b"%d %s" % (n, text.encode()), executable=n % 5 == 0) for n in range(count)
     ]
-    return [*files, Staged("src/link", symlink="0/0.c"), Staged("src/empty")]
+    empty = [Staged("src/empty"), Staged("nest/a"), Staged("nest/a/b")]
+    return [*files, Staged("src/link", symlink="0/0.c"), *empty]
 
 
 @pytest.fixture(scope="module")
 def boxes():
     with StrictSandbox() as shares, StrictSandbox(reuse=False) as alone:
-        if not shares._trees_work():
+        if not shares._layers_work():
             pytest.skip("this kernel has no overlay that a step could write to")
         yield shares, alone
 
@@ -72,6 +73,11 @@ TAMPERING = {
     "directory made anew": ("cp -a src/3 x; rm -rf src/3; mkdir src/3; cp -a x/. src/3", None),
     "directory made anew and empty": ("rm -rf src/3; mkdir src/3", None),
     "directory moved": ("mv src/3 elsewhere", None),
+    "empty directory made anew": ("rmdir src/empty; mkdir src/empty", ["src/empty"]),
+    "empty directory removed": ("rmdir src/empty", ["src/empty"]),
+    "empty directory replaced": ("rmdir src/empty; touch src/empty", ["src/empty"]),
+    "empty directories inside one that was made anew": ("rm -r nest; mkdir -p nest/a/b", ["nest/a", "nest/a/b"]),
+    "empty directories inside one that was removed": ("rm -r nest", ["nest/a", "nest/a/b"]),
     "directory replaced by a file": ("rm -rf src/3; touch src/3", None),
 }
 
@@ -79,12 +85,13 @@ TAMPERING = {
 @pytest.mark.userns
 @pytest.mark.parametrize("name", TAMPERING)
 def test_what_a_step_changes_is_found_and_the_next_one_sees_nothing_of_it(name, boxes, run_in):
-    shares, _ = boxes
+    shares, alone = boxes
     script, changed = TAMPERING[name]
     staged = many()
     expected = changed or [item.path for item in staged if item.path.startswith("src/3/")]
     before = run_in(shares, "bash", "-c", SURVEY, staged=staged).out
-    assert set(run_in(shares, "bash", "-c", script, staged=staged).finished.changed) == set(expected)
+    for box in (shares, alone):
+        assert set(run_in(box, "bash", "-c", script, staged=staged).finished.changed) == set(expected)
     assert run_in(shares, "bash", "-c", SURVEY, staged=staged).out == before
 
 

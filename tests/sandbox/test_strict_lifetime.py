@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from requiem_build.core.errors import EnvironmentFault, SandboxUnavailable
-from requiem_build.sandbox import linux
-from requiem_build.sandbox.base import Staged
-from requiem_build.sandbox.view import plan_boot
+from requiem_build.sandbox import linux, means
+from requiem_build.sandbox.base import Mount, Staged
+from requiem_build.sandbox.walls import plan_boot
 
 pytestmark = pytest.mark.userns
 
@@ -63,7 +63,8 @@ def test_close_leaves_nothing_and_can_be_repeated(strict, run_in):
 
 def test_fifty_jobs_leak_no_descriptor(strict, run_in, make_object, tmp_path):
     large = make_object("store/large", b"L" * 200_000)
-    sandbox = strict(store=str(tmp_path / "store"))
+    (tmp_path / "root").mkdir()
+    sandbox = strict(store=str(tmp_path / "store"), roots=[str(tmp_path / "root")])
     jobs = (
         (("true",), {"staged": [Staged("a", data=b"a"), Staged("large", source=large)], "stdin": b"x"}),
         (("nowhere",), {"stdin": large}),
@@ -85,6 +86,8 @@ def test_fifty_jobs_leak_no_descriptor(strict, run_in, make_object, tmp_path):
         run_in(sandbox, *command, **fields)
     with pytest.raises(EnvironmentFault):
         run_in(sandbox, "true", staged=[Staged("x", source=f"{tmp_path}/store/absent")])
+    with pytest.raises(EnvironmentFault, match="made ready"):
+        run_in(sandbox, "true", mounts=[Mount(str(tmp_path / "root"), "/usr/no/such/place")])
     assert descriptors() == before
 
 
@@ -180,12 +183,12 @@ def test_a_job_that_cannot_be_staged_is_a_fault_that_names_the_operation(strict,
 
 @pytest.mark.parametrize("failing", range(0, 200, 7))
 def test_any_boot_operation_that_fails_makes_strict_unavailable(failing, monkeypatch):
-    def broken(*arguments):
-        plan = plan_boot(*arguments)
+    def broken(*arguments, **more):
+        plan = plan_boot(*arguments, **more)
         place = min(failing, len(plan) - 1)
         return [*plan[:place], ("sysctl", "no/such/setting", "1"), *plan[place:]]
 
-    monkeypatch.setattr(linux, "plan_boot", broken)
+    monkeypatch.setattr(means, "plan_boot", broken)
     with pytest.raises(SandboxUnavailable) as raised:
         linux.StrictSandbox()
     assert raised.value.exit_code == 4

@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from requiem_build.core.errors import EnvironmentFault
-from requiem_build.core.policy import INPUT_MTIME_S
+from requiem_build.core.policy import INPUT_MTIME_S, Limits
+from requiem_build.sandbox import keeper
 from requiem_build.sandbox.base import Mount, Staged
 
 pytestmark = pytest.mark.userns
@@ -238,3 +241,31 @@ def test_the_host_network_shows_the_hosts_resolver(strict, run_in):
     assert run_in(sandbox, "grep", "-c", ":", "/proc/net/dev", network="host").out == f"{interfaces}\n"
     with pytest.raises(EnvironmentFault, match="network"):
         run_in(sandbox, "true")
+
+
+@pytest.mark.parametrize("clock", ["real", "frozen"])
+def test_a_terminal_of_its_own(clock, strict, run_in):
+    """Whatever else would do: a view that steps share has none to give, and a keeper passes it on."""
+    if clock == "frozen" and os.uname().machine not in keeper.MACHINES:
+        pytest.skip("nothing can be held on this processor")
+    shown: list[bytes] = []
+
+    def on_terminal(other_side: int) -> None:
+        def read() -> None:
+            with suppress(OSError), open(other_side, "rb", buffering=0) as terminal:
+                os.write(other_side, b"typed\n")
+                while piece := terminal.read(4096):
+                    shown.append(piece)
+
+        threads.append(threading.Thread(target=read, daemon=True))
+        threads[0].start()
+
+    threads: list[threading.Thread] = []
+    script = (
+        "tty; read -r word; set -- $(cat /proc/self/stat); echo $word $(($7 != 0)) > said; test -t 0 -a -t 1 -a -t 2"
+    )
+    step = run_in(strict(clock=clock), "bash", "-c", script, on_terminal=on_terminal, limits=Limits(timeout_ms=20_000))
+    threads[0].join(20)
+    assert step.finished.exit_code == 0, b"".join(shown)
+    assert step.files["said"] == b"typed 1\n", "it is the one that controls the step"
+    assert b"/dev/pts/0" in b"".join(shown) and step.out == ""

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from requiem_build.core.errors import EnvironmentFault
-from requiem_build.sandbox import system
+from requiem_build.sandbox import stamped, system
 
 STATUS = b"""Package: zlib1g
 Status: install ok installed
@@ -41,9 +41,9 @@ def host(tmp_path, monkeypatch):
     (root / "etc/alternatives/cc").symlink_to("/usr/bin/gcc")
     (root / "etc/passwd").write_text("not shown")
     (root / "etc/ssl/openssl.cnf").write_text("conf")
-    monkeypatch.setattr(system, "_DPKG", str(root / "dpkg"))
+    monkeypatch.setattr(system, "DPKG", str(root / "dpkg"))
     monkeypatch.setattr(system, "_LOCAL", str(root / "local"))
-    monkeypatch.setattr(system, "_SETTLED_NS", 0)
+    monkeypatch.setattr(stamped, "SETTLED_NS", 0)
     entries = system.etc_entries
     monkeypatch.setattr(system, "etc_entries", lambda: entries(str(root / "etc")))
     return root
@@ -104,7 +104,7 @@ def test_an_unchanged_system_is_not_read_again(host, tmp_path, monkeypatch):
 
 
 def test_a_young_file_is_read_each_time(host, tmp_path, monkeypatch):
-    monkeypatch.setattr(system, "_SETTLED_NS", 10**18)
+    monkeypatch.setattr(stamped, "SETTLED_NS", 10**18)
     system.system_digest(str(tmp_path))
     opened = []
     read = open
@@ -134,8 +134,8 @@ def test_a_memory_that_cannot_be_kept_is_no_error(host, tmp_path):
 
 
 def test_without_a_package_database_it_says_so(host, monkeypatch, tmp_path):
-    for name, value in (("_DPKG", "/nowhere"), ("_PACMAN", "/nowhere"), ("_APK", ()), ("_RPM", ())):
-        monkeypatch.setattr(system, name, value or (("/nowhere",) if name in ("_APK", "_RPM") else value))
+    for name, value in (("DPKG", "/nowhere"), ("PACMAN", "/nowhere"), ("APK", ()), ("RPM", ())):
+        monkeypatch.setattr(system, name, value or (("/nowhere",) if name in ("APK", "RPM") else value))
     with pytest.raises(EnvironmentFault, match="no package database"):
         system.system_digest(str(tmp_path))
 

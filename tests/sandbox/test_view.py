@@ -14,7 +14,8 @@ from requiem_build.sandbox.boot import Boot
 from requiem_build.sandbox.layout import plan_directories, plan_rlimits
 from requiem_build.sandbox.linux import how_to_get
 from requiem_build.sandbox.staging import Preparation
-from requiem_build.sandbox.view import Host, plan_boot, plan_job
+from requiem_build.sandbox.view import plan_job
+from requiem_build.sandbox.walls import Host, plan_boot
 
 HOST = Host(
     machine="x86_64",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from requiem_build.core.errors import EnvironmentFault
 from requiem_build.core.policy import INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
+from requiem_build.sandbox.attendant import Attendant
 from requiem_build.sandbox.base import Job, Mount, Staged
 from requiem_build.sandbox.posix import NoSandbox, ProcessSandbox
 
@@ -54,6 +56,14 @@ def test_each_job_starts_with_an_empty_directory(box, run_in):
 def test_a_changed_input_is_found(box, run_in):
     staged = [Staged("a", data=b"a"), Staged("b", data=b"b")]
     assert run_in(box, "sh", "-c", "chmod +w a; echo x > a", staged=staged).finished.changed == ("a",)
+
+
+def test_a_directory_that_is_an_input_stays_and_what_comes_into_it_is_no_change(box, run_in):
+    staged = [Staged("d"), Staged("d/e"), Staged("d/e/f", data=b"f")]
+    assert run_in(box, "sh", "-c", "touch d/new d/e/new; rm d/new", staged=staged).finished.changed == ()
+    assert run_in(box, "sh", "-c", "mv d/e d/f", staged=staged).finished.changed == ("d/e", "d/e/f")
+    assert run_in(box, "sh", "-c", "mv d x; mkdir -p d/e", staged=staged).finished.changed == ("d", "d/e", "d/e/f")
+    assert run_in(box, "sh", "-c", "rm -r d; touch d", staged=staged).finished.changed == ("d", "d/e", "d/e/f")
 
 
 def test_roots_of_the_workspace_are_links_and_others_are_simply_there(box, run_in, tmp_path):
@@ -108,6 +118,64 @@ def test_close_removes_the_scratch_directory_and_the_minder(tmp_path, run_in):
     sandbox.close()
     sandbox.close()
     assert not (tmp_path / "scratch").exists()
+
+
+def test_a_minder_that_dies_is_a_fault_and_is_replaced(box, run_in):
+    with pytest.raises(EnvironmentFault, match="worker died") as raised:
+        run_in(box, "sh", "-c", "kill -KILL $PPID")
+    assert ("worker", "killed by signal 9") in raised.value.facts
+    assert run_in(box, "echo", "again").out == "again\n"
+
+
+SAYS_NO_ENDING = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import _socket
+from requiem_build.sandbox.wire import Channel
+channel = Channel(_socket.socket(fileno=3))
+channel.receive()
+channel.send(("ready", {}))
+channel.receive()
+"""
+
+
+def test_a_worker_that_ends_well_without_having_told_an_ending_is_a_fault():
+    attendant = Attendant("minder", {}, before=(sys.executable, "-c", SAYS_NO_ENDING, str(ROOT)))
+    with pytest.raises(EnvironmentFault, match="worker died") as raised:
+        attendant.run({"command": ["true"]})
+    assert raised.value.exit_code == 4 and ("worker", "exit code 0") in raised.value.facts
+
+
+def test_what_the_minder_cannot_do_is_a_fault_that_says_why_and_leaves_nothing(box, run_in):
+    marker = f"76543.{os.getpid()}"
+    minder = box._attendant._pid
+    usual = resource.prlimit(minder, resource.RLIMIT_NOFILE)
+    most = usual[1]
+    resource.prlimit(minder, resource.RLIMIT_NOFILE, (6, most))
+    with pytest.raises(EnvironmentFault) as raised:
+        run_in(box, "true")
+    assert "EMFILE" in dict(raised.value.facts)["error"]
+    resource.prlimit(minder, resource.RLIMIT_NOFILE, (10, most))  # Too few to start one that has a limit.
+    with pytest.raises(EnvironmentFault) as raised:
+        run_in(box, "true", limits=Limits(open_files=9))
+    assert "EMFILE" in dict(raised.value.facts)["error"]
+
+    def run_out() -> None:
+        while not os.path.exists(f"{box.workspace}/begun"):
+            time.sleep(0.01)
+        resource.prlimit(minder, resource.RLIMIT_NOFILE, (3, most))
+
+    resource.prlimit(minder, resource.RLIMIT_NOFILE, usual)
+    thread = threading.Thread(target=run_out)
+    thread.start()
+    with pytest.raises(EnvironmentFault) as raised:
+        run_in(box, "sh", "-c", f": > begun; exec sleep {marker}", limits=Limits(processes=9))
+    thread.join()
+    assert "EMFILE" in dict(raised.value.facts)["error"]
+    assert subprocess.run(["pgrep", "-f", marker], capture_output=True).stdout == b""
+    resource.prlimit(minder, resource.RLIMIT_NOFILE, usual)
+    assert run_in(box, "echo", "again").out == "again\n"
+    assert box._attendant._pid == minder
 
 
 def test_when_the_runner_is_killed_its_steps_end(tmp_path):

@@ -7,9 +7,8 @@ import binascii
 import os
 from collections.abc import Collection, Iterator, Mapping
 
+from ..system import APK
 from .base import Contents, Package, Places, endings
-
-INSTALLED = ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")
 
 _OPERATORS = "<>=~"
 
@@ -69,7 +68,7 @@ class Apk:
 
     def __init__(self, root: str = "/") -> None:
         self._places = Places(root)
-        self._file = next((f for f in map(self._places.host, INSTALLED) if os.path.exists(f)), INSTALLED[0])
+        self._file = next((f for f in map(self._places.host, APK) if os.path.exists(f)), APK[0])
         self._read: dict[str, tuple[Package, list[str]]] | None = None
 
     @property

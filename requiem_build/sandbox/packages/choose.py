@@ -7,21 +7,14 @@ import os
 from collections.abc import Callable
 
 from ...core.errors import SandboxUnavailable
+from ..system import APK, DPKG, PACMAN, RPM
 from .base import Database, Places
 
 _KINDS = (
-    ("dpkg", "Dpkg", ("/var/lib/dpkg/status",)),
-    ("pacman", "Pacman", ("/var/lib/pacman/local",)),
-    ("apk", "Apk", ("/lib/apk/db/installed", "/usr/lib/apk/db/installed")),
-    (
-        "rpm",
-        "Rpm",
-        tuple(
-            f"{folder}/{name}"
-            for folder in ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
-            for name in ("rpmdb.sqlite", "Packages.db", "Packages")
-        ),
-    ),
+    ("dpkg", "Dpkg", (f"{DPKG}/status",)),
+    ("pacman", "Pacman", (PACMAN,)),
+    ("apk", "Apk", APK),
+    ("rpm", "Rpm", RPM),
 )
 """Module, class, and what tells that it is at home; only the one that is gets imported."""
 

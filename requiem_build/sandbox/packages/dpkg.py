@@ -6,9 +6,8 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 
+from ..system import DPKG
 from .base import Contents, Package, Places
-
-ADMIN = "/var/lib/dpkg"
 
 _FIELD = re.compile(r"^(Package|Status|Version|Architecture|Depends|Pre-Depends|Provides): (.*)$", re.M)
 _NAME = re.compile(r"\s*([^\s(\[:]+)")
@@ -78,7 +77,7 @@ class Dpkg:
 
     def __init__(self, root: str = "/") -> None:
         self._places = Places(root)
-        self._admin = self._places.host(ADMIN)
+        self._admin = self._places.host(DPKG)
         self._packages: dict[str, Package] | None = None
         self._lists: dict[str, bytes] | None = None
         self._diversions: list[tuple[str, str, str]] | None = None

@@ -7,9 +7,8 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 
+from ..system import PACMAN
 from .base import Contents, Package, Places, endings
-
-LOCAL = "/var/lib/pacman/local"
 
 _VERSION = re.compile(r"[<>=]")
 _SUM = re.compile(r"\bsha256digest=([0-9a-f]{64})")
@@ -42,7 +41,7 @@ class Pacman:
 
     def __init__(self, root: str = "/") -> None:
         self._places = Places(root)
-        self._local = self._places.host(LOCAL)
+        self._local = self._places.host(PACMAN)
         self._folders: dict[str, str] = {}
         self._packages: dict[str, Package] | None = None
 

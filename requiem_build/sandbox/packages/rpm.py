@@ -7,13 +7,9 @@ import subprocess
 from collections.abc import Collection, Iterator, Mapping
 
 from ...core.errors import EnvironmentFault
+from ..system import RPM
 from .base import Contents, Package, Places, endings
 
-DATABASES = tuple(
-    f"{folder}/{name}"
-    for folder in ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
-    for name in ("rpmdb.sqlite", "Packages.db", "Packages")
-)
 TIMEOUT_S = 60
 
 _QUERY = (
@@ -61,8 +57,8 @@ class Rpm:
 
     def __init__(self, root: str = "/") -> None:
         self._places = Places(root)
-        found = [path for path in map(self._places.host, DATABASES) if os.path.exists(path)]
-        self._database = found[0] if found else self._places.host(DATABASES[0])
+        found = [path for path in map(self._places.host, RPM) if os.path.exists(path)]
+        self._database = found[0] if found else self._places.host(RPM[0])
         self._read: dict[str, tuple[Package, dict[str, str]]] | None = None
 
     @property
