@@ -22,6 +22,7 @@ from ..core.policy import WORKSPACE
 from ..core.query import Graph
 from ..executors.local import describe
 from ..sandbox.base import Job, Staged
+from ..sandbox.descent import walk
 from ..sandbox.strace import find_strace, parse, traced
 from .rehearsal import Part, Stage
 
@@ -371,11 +372,11 @@ def _left(workspace: int) -> tuple[list[str], list[str]]:
     """Files and links below the upper layer, and directories; the marks of what was hidden or removed are devices."""
     files: list[str] = []
     found: list[str] = []
-    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=workspace, follow_symlinks=False):
-        for name in (*names, *directories):
-            mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
-            if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-                files.append(os.path.normpath(f"{folder}/{name}"))
-            elif stat.S_ISDIR(mode):
-                found.append(os.path.normpath(f"{folder}/{name}"))
+    for folder, _, entries in walk(workspace):
+        for name, seen in entries.items():
+            path = f"{folder}/{name}" if folder else name
+            if stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode):
+                files.append(path)
+            elif stat.S_ISDIR(seen.st_mode):
+                found.append(path)
     return sorted(files), sorted(found)

@@ -17,6 +17,7 @@ from ..core.request import SYSTEM_ROOT, Request
 from ..executors.blobs import Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.base import Finished, Job, Sandbox
+from ..sandbox.descent import walk
 from ..store.layout import Store
 from . import build as builds
 from . import plans
@@ -174,9 +175,9 @@ def left_behind(finished: Finished, job: Job) -> list[str]:
     """Files and links of a finished job's workspace that were not staged, and those that were changed."""
     staged = {item.path for item in job.staged}
     found = []
-    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=finished.workspace_fd, follow_symlinks=False):
-        for name in (*names, *directories):
-            path = os.path.normpath(f"{folder}/{name}")
-            if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode) and path not in staged:
+    for folder, _, entries in walk(finished.workspace_fd):
+        for name, seen in entries.items():
+            path = f"{folder}/{name}" if folder else name
+            if not stat.S_ISDIR(seen.st_mode) and path not in staged:
                 found.append(path)
     return sorted({*found, *finished.changed})

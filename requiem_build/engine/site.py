@@ -205,7 +205,7 @@ def can_write(site: Site) -> bool:
 
 def prepare_dot(dot: str) -> None:
     """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
-    for name in ("tmp", "staged", "displaced", STAND_IN):
+    for name in ("tmp", "staged", "displaced", "kept", STAND_IN):
         _refuse_link(os.path.join(dot, name))
     try:
         os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
@@ -222,12 +222,15 @@ def prepare_dot(dot: str) -> None:
 def clear_scratch(dot: str) -> None:
     for folder in ("tmp", "staged"):
         path = os.path.join(dot, folder)
+        left: list[str] = []
         with suppress(OSError), os.scandir(path) as items:
-            for item in items:
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    os.unlink(item.path)
+            left = [item.path for item in items]
+        if left:
+            from ..sandbox.descent import remove  # Seldom needed.
+
+            for item in left:
+                with suppress(OSError):
+                    remove(item)
 
 
 def _is_gone(store: Store, error: SandboxUnavailable) -> bool:

@@ -36,7 +36,9 @@ IDLE_MIN = 8
 
 
 class Keep(Protocol):
-    def __call__(self, request: Request, job: Job, finished: Finished, *, failed: bool) -> None: ...
+    def __call__(
+        self, request: Request, job: Job, finished: Finished, *, failed: bool, masker: Masker | None
+    ) -> None: ...
 
 
 class LocalExecutor:
@@ -265,7 +267,7 @@ class LocalExecutor:
                 failure, termination = missing.what, missing.termination
                 undeclared = collector.undeclared(request.outputs, staged)
         if self._keep is not None:
-            self._keep(request, job, finished, failed=bool(failure))
+            self._keep(request, job, finished, failed=bool(failure), masker=masker)
         if self._list_undeclared and not undeclared:
             undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
         if masker is not None:  # A command, a link or a file can be named by it.

@@ -345,3 +345,11 @@ def test_an_interrupted_observation_leaves_nothing(project: Project, number: int
 def test_a_failure_points_to_observe_when_nothing_else_is_known(project: Project) -> None:
     project.manifest('[steps.a]\ncommand = "echo something was not found >&2; exit 1"\n')
     assert "requiem observe a" in project.run("build").err
+
+
+def test_directories_deeper_than_any_recursion_are_no_trouble(project: Project) -> None:
+    project.write("deep.py", "import os\nfor _ in range(1400):\n    os.mkdir('d')\n    os.chdir('d')\nopen('f', 'w')\n")
+    project.manifest('[steps.a]\ncommand = "python3 deep.py"\ninputs = ["deep.py"]\n')
+    assert observe(project, "a")["made"] == ["d/" * 1400 + "f"]
+    added = project.run("add", "-n", "b", "--", "python3", "deep.py")
+    assert added.code in (0, 2) and "RecursionError" not in added.err, added.err

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from project import REQUIEM, Project
 
+from requiem_build.sandbox.descent import remove
+
 pytestmark = pytest.mark.userns
 PATIENCE_S = 60
 
@@ -181,12 +183,55 @@ def test_all_is_kept_on_request_and_nothing_without(project: Project) -> None:
 
 
 def test_secrets_are_not_kept(project: Project) -> None:
-    project.manifest('[steps.a]\ncommand = "false"\nsecrets = ["MY_TOKEN"]\n')
-    project.run("build", env={"REQUIEM_KEEP": "1", "MY_TOKEN": "hush-hush"})
-    for path in (project.root / ".requiem/kept").rglob("*"):
-        assert not path.is_file() or "hush-hush" not in path.read_text()
+    project.manifest("""
+        [steps.a]
+        command = '''
+        echo "in $MY_TOKEN"; echo plain > plain; echo "x$MY_TOKEN" > content; printf %s "$MY_TOKEN" | base64 > spelled
+        touch "name-$MY_TOKEN"; mkdir "dir-$MY_TOKEN"; touch "dir-$MY_TOKEN/inside"; ln -s "$MY_TOKEN" link
+        { head -c 1048572 /dev/zero; echo "$MY_TOKEN"; } > cut
+        false'''
+        secrets = ["MY_TOKEN"]
+    """)
+    ran = project.run("build", env={"REQUIEM_KEEP": "1", "MY_TOKEN": "hush-hush"})
+    kept = project.root / ".requiem/kept"
+    assert [item.name for item in (kept / "a/workspace").iterdir()] == ["plain"]
+    assert (kept / "a/stdout").read_text() == "in ***\n"
+    assert "kept in .requiem/kept/a, without 6 of it, which hold a secret" in ran.err
+    for path in kept.rglob("*"):
+        assert "hush-hush" not in str(path)
+        assert not path.is_file() or b"hush-hush" not in path.read_bytes()
+    assert kept.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_shells_workspace_can_be_kept(step: Project) -> None:
     ran = step.run("shell", "a", "--", "touch", "made", env={"REQUIEM_KEEP": "1"})
     assert ran.code == 0 and step.exists(".requiem/kept/a/workspace/sub/made")
+
+
+DEEP = "import os\\nfor _ in range(1400):\\n    os.mkdir('d')\\n    os.chdir('d')\\nopen('f', 'w').close()\\n"
+
+
+@pytest.mark.parametrize("level", ["strict", "process"])
+def test_what_is_nested_deeper_than_any_recursion_is_kept_and_removed(project: Project, level: str) -> None:
+    project.write("deep.py", DEEP.replace("\\n", "\n"))
+    project.manifest(f"""
+        [steps.a]
+        command = "mkdir locked; python3 deep.py; chmod 0 locked; false"
+        inputs = ["deep.py"]
+        sandbox = "{level}"
+    """)
+    for _ in range(2):  # What the first time left is removed.
+        ran = project.run("build", env={"REQUIEM_KEEP": "1"})
+        assert ran.code == 1 and "kept in .requiem/kept/a\n" in ran.err, ran.err
+        assert project.exists(".requiem/kept/a/workspace/" + "d/" * 1400 + "f")
+    shell = project.run("shell", "a", "--", "python3", "deep.py")
+    assert shell.code == 0 and "dropped: d/d/" in shell.err
+    remove(str(project.root / ".requiem/kept"))
+
+
+def test_what_is_nested_too_deeply_to_be_named_is_told(project: Project) -> None:
+    project.write("deep.py", DEEP.replace("\\n", "\n").replace("'d'", "'d' * 100"))
+    project.manifest('[steps.a]\ncommand = "python3 deep.py; false"\ninputs = ["deep.py"]\n')
+    ran = project.run("build", env={"REQUIEM_KEEP": "1"})
+    assert ran.code == 1 and "kept in .requiem/kept/a, without 1 of it, nested too deeply to be named" in ran.err
+    assert project.read(".requiem/kept/a/workspace/deep.py")
