@@ -11,8 +11,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 
-PATH_BYTES_MAX = 4000
-"""Below the kernel's PATH_MAX: no program could name what lies deeper."""
+PATH_BYTES_MAX = 3800
+"""So much below the kernel's PATH_MAX that any name in such a directory can still be named."""
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -212,7 +212,9 @@ def _remove(top: str) -> None:
         remove(top)
     except OSError as error:
         cause = error.strerror or str(error)
-        raise EnvironmentFault("the scratch directory cannot be emptied", facts=[("path", top), ("cause", cause)]) from error
+        raise EnvironmentFault(
+            "the scratch directory cannot be emptied", facts=[("path", top), ("cause", cause)]
+        ) from error
 
 
 class NoSandbox:

@@ -347,9 +347,9 @@ def test_a_failure_points_to_observe_when_nothing_else_is_known(project: Project
     assert "requiem observe a" in project.run("build").err
 
 
-def test_directories_deeper_than_any_recursion_are_no_trouble(project: Project) -> None:
-    project.write("deep.py", "import os\nfor _ in range(1400):\n    os.mkdir('d')\n    os.chdir('d')\nopen('f', 'w')\n")
-    project.manifest('[steps.a]\ncommand = "python3 deep.py"\ninputs = ["deep.py"]\n')
-    assert observe(project, "a")["made"] == ["d/" * 1400 + "f"]
-    added = project.run("add", "-n", "b", "--", "python3", "deep.py")
+def test_directories_deeper_than_any_recursion_are_no_trouble(deep: Project) -> None:
+    deep.write("deep.py", "import os\nfor _ in range(1400):\n    os.mkdir('d')\n    os.chdir('d')\nopen('f', 'w')\n")
+    deep.manifest('[steps.a]\ncommand = "python3 deep.py"\ninputs = ["deep.py"]\n')
+    assert observe(deep, "a")["made"] == ["d/" * 1400 + "f"]
+    added = deep.run("add", "-n", "b", "--", "python3", "deep.py")
     assert added.code in (0, 2) and "RecursionError" not in added.err, added.err

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 from project import REQUIEM, Project
 
-from requiem_build.sandbox.descent import remove
-
 pytestmark = pytest.mark.userns
 PATIENCE_S = 60
 
@@ -208,30 +206,29 @@ def test_a_shells_workspace_can_be_kept(step: Project) -> None:
     assert ran.code == 0 and step.exists(".requiem/kept/a/workspace/sub/made")
 
 
-DEEP = "import os\\nfor _ in range(1400):\\n    os.mkdir('d')\\n    os.chdir('d')\\nopen('f', 'w').close()\\n"
+DEEP = "import os\nfor _ in range(1400):\n    os.mkdir('d')\n    os.chdir('d')\nopen('f', 'w').close()\n"
 
 
 @pytest.mark.parametrize("level", ["strict", "process"])
-def test_what_is_nested_deeper_than_any_recursion_is_kept_and_removed(project: Project, level: str) -> None:
-    project.write("deep.py", DEEP.replace("\\n", "\n"))
-    project.manifest(f"""
+def test_what_is_nested_deeper_than_any_recursion_is_kept_and_removed(deep: Project, level: str) -> None:
+    deep.write("deep.py", DEEP)
+    deep.manifest(f"""
         [steps.a]
         command = "mkdir locked; python3 deep.py; chmod 0 locked; false"
         inputs = ["deep.py"]
         sandbox = "{level}"
     """)
     for _ in range(2):  # What the first time left is removed.
-        ran = project.run("build", env={"REQUIEM_KEEP": "1"})
+        ran = deep.run("build", env={"REQUIEM_KEEP": "1"})
         assert ran.code == 1 and "kept in .requiem/kept/a\n" in ran.err, ran.err
-        assert project.exists(".requiem/kept/a/workspace/" + "d/" * 1400 + "f")
-    shell = project.run("shell", "a", "--", "python3", "deep.py")
+        assert deep.exists(".requiem/kept/a/workspace/" + "d/" * 1400 + "f")
+    shell = deep.run("shell", "a", "--", "python3", "deep.py")
     assert shell.code == 0 and "dropped: d/d/" in shell.err
-    remove(str(project.root / ".requiem/kept"))
 
 
-def test_what_is_nested_too_deeply_to_be_named_is_told(project: Project) -> None:
-    project.write("deep.py", DEEP.replace("\\n", "\n").replace("'d'", "'d' * 100"))
-    project.manifest('[steps.a]\ncommand = "python3 deep.py; false"\ninputs = ["deep.py"]\n')
-    ran = project.run("build", env={"REQUIEM_KEEP": "1"})
+def test_what_is_nested_too_deeply_to_be_named_is_told(deep: Project) -> None:
+    deep.write("deep.py", DEEP.replace("'d'", "'d' * 100"))
+    deep.manifest('[steps.a]\ncommand = "python3 deep.py; false"\ninputs = ["deep.py"]\n')
+    ran = deep.run("build", env={"REQUIEM_KEEP": "1"})
     assert ran.code == 1 and "kept in .requiem/kept/a, without 1 of it, nested too deeply to be named" in ran.err
-    assert project.read(".requiem/kept/a/workspace/deep.py")
+    assert deep.read(".requiem/kept/a/workspace/deep.py")
