@@ -32,7 +32,7 @@ def command(context: click.Context, name: str, words: tuple[str, ...], dry_run: 
     find_strace()
     options = observing_options(shared, None, ())
     site, block, plan = adding.find_step(options, name, words)
-    with heeding_signals() as heed, Stage(site) as stage:
+    with heeding_signals() as heed, Stage(site, options.environment) as stage:
         heed(stage.interrupt)
         added = adding.add(site, options, block, plan, stage)
         if not dry_run:

@@ -65,7 +65,7 @@ def observed_parts(
     find_strace()  # Before anything is built for its sake.
     scene = set_scene(options, step, lambda wanted: build_needed(wanted, shared))
     found = []
-    with heeding_signals() as heed, Stage(scene.site) as stage:
+    with heeding_signals() as heed, Stage(scene.site, options.environment) as stage:
         heed(stage.interrupt)
         observer = Observer(stage, scene.plan)
         for part in scene.parts:

@@ -20,7 +20,8 @@ from ..core.observation import WROTE, Access, Declared, Observation, Touched, ju
 from ..core.patterns import compile_pattern, escape, is_never, is_pattern
 from ..core.policy import WORKSPACE
 from ..core.query import Graph
-from ..executors.local import describe
+from ..core.secrecy import Masker
+from ..executors.local import confide, describe, masked
 from ..sandbox.base import Job, Staged
 from ..sandbox.descent import walk
 from ..sandbox.strace import find_strace, parse, traced
@@ -168,6 +169,8 @@ class Observer:
 
     def _run(self, part: Part, job: Job) -> Told:
         trace = os.path.join(self._stage.scratch, "trace")
+        os.close(os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))  # It tells what a command was given.
+        masker = self._stage.masker(part)
         ended, held = os.pipe()  # The tracer holds the other end until it has written everything.
         os.set_inheritable(held, True)
         try:
@@ -176,7 +179,7 @@ class Observer:
             held = -1
             try:
                 self._raise_if_interrupted()
-                finished = sandbox.run(job)
+                finished = masked(sandbox.run(confide(job, masker)), masker, job.max_output_bytes)
                 try:
                     made, directories = _left(finished.workspace_fd)
                     depfiles = _read_depfiles(finished.workspace_fd, made)
@@ -199,7 +202,7 @@ class Observer:
                 hint="strace 5.9 or later is needed, and the right to trace own processes",
             )
         staged = {item.path for item in job.staged}
-        return Told(
+        told = Told(
             accesses,
             [path for path in made if path not in staged],
             [path for path in directories if not os.path.lexists(self._full(path)) and path not in job.directories],
@@ -209,6 +212,7 @@ class Observer:
             finished.stderr,
             depfiles,
         )
+        return told if masker is None else _without_secrets(told, masker)
 
     def _raise_if_interrupted(self) -> None:
         if self._stage.signal is not None:
@@ -356,6 +360,18 @@ def _covering(outputs: Sequence[str]) -> Callable[[str], bool]:
         )
 
     return covers
+
+
+def _without_secrets(told: Told, masker: Masker) -> Told:
+    """A file may be named by a secret, and a command too."""
+    return replace(
+        told,
+        accesses=[replace(access, path=masker.mask_text(access.path)) for access in told.accesses],
+        made=[masker.mask_text(path) for path in told.made],
+        directories=[masker.mask_text(path) for path in told.directories],
+        failure=masker.mask_text(told.failure),
+        depfiles={masker.mask_text(path): masker.mask(content) for path, content in told.depfiles.items()},
+    )
 
 
 def _read_depfiles(workspace: int, made: Sequence[str]) -> dict[str, bytes]:

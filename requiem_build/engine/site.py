@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from ..sandbox.linux import StrictSandbox
     from ..sandbox.masks import Shown
     from ..sandbox.perturbation import Perturbation
+    from .scratch import Scratch
     from .trust import Trust
 
 
 STAND_IN = "stand-in"
 """Below `.requiem/`: what builds make while the store cannot be written."""
+BESIDE = "beside"
+"""Below `.requiem/`: what works beside the builds; see `scratch.py`."""
 
 
 @dataclass(slots=True)
@@ -204,8 +207,8 @@ def can_write(site: Site) -> bool:
 
 
 def prepare_dot(dot: str) -> None:
-    """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
-    for name in ("tmp", "staged", "displaced", "kept", STAND_IN):
+    """`.requiem/` with its own ignore file. Raises UsageError if it leads elsewhere, EnvironmentFault."""
+    for name in ("tmp", "staged", "displaced", "kept", BESIDE, STAND_IN):
         _refuse_link(os.path.join(dot, name))
     try:
         os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
@@ -220,6 +223,7 @@ def prepare_dot(dot: str) -> None:
 
 
 def clear_scratch(dot: str) -> None:
+    """What crashed runs left. Only for whoever holds the workspace's lock."""
     for folder in ("tmp", "staged"):
         path = os.path.join(dot, folder)
         left: list[str] = []
@@ -231,6 +235,21 @@ def clear_scratch(dot: str) -> None:
             for item in left:
                 with suppress(OSError):
                     remove(item)
+    beside = os.path.join(dot, BESIDE)
+    if os.path.lexists(beside):
+        from .scratch import clear_abandoned
+
+        clear_abandoned(beside)
+
+
+def make_scratch(site: Site) -> Scratch:
+    """For work beside the builds of this workspace, also where nothing can be written in it."""
+    from .scratch import Scratch
+
+    writable = can_write(site)
+    if writable:
+        prepare_dot(site.dot)
+    return Scratch(os.path.join(site.dot if writable else site.cache_home, BESIDE))
 
 
 def _is_gone(store: Store, error: SandboxUnavailable) -> bool:

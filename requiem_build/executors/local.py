@@ -85,7 +85,7 @@ class LocalExecutor:
         self._cancelled = False
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
-        masker = self._masker(request)
+        masker = masker_of(request, self._secrets)
         job = confide(self.job(request, offered, limits), masker)
         self._turns.get()
         try:
@@ -109,20 +109,6 @@ class LocalExecutor:
         finally:
             finished.close()
             self._release(request, sandbox, healthy=True)
-
-    def _masker(self, request: Request) -> Masker | None:
-        if not request.secrets:
-            return None
-        values = self._secrets(request.secrets)
-        assert values.keys() == set(request.secrets)
-        masker = Masker(values)
-        told = masker.held_in(request.encoded)
-        if told is not None and len(values[told]) >= PIECE_MIN:
-            raise UsageError(
-                f'the value of the secret "{told}" is also written in the command, a variable or a path of its step',
-                hint="it would be in the key, and so known to whoever reads the store: use the variable instead",
-            )
-        return masker
 
     # Sandboxes
 
@@ -333,6 +319,22 @@ class LocalExecutor:
             maker = self._maker(path)
             if maker is not None:
                 raise NotCollected(f'read "{path}", which step "{maker}" makes, without declaring it')
+
+
+def masker_of(request: Request, secrets: Callable[[Sequence[str]], Mapping[str, str]]) -> Masker | None:
+    """None for a request without secrets. Raises what `secrets` raises, and UsageError for one that is in the key."""
+    if not request.secrets:
+        return None
+    values = secrets(request.secrets)
+    assert values.keys() == set(request.secrets)
+    masker = Masker(values)
+    told = masker.held_in(request.encoded)
+    if told is not None and len(values[told]) >= PIECE_MIN:
+        raise UsageError(
+            f'the value of the secret "{told}" is also written in the command, a variable or a path of its step',
+            hint="it would be in the key, and so known to whoever reads the store: use the variable instead",
+        )
+    return masker
 
 
 def confide(job: Job, masker: Masker | None) -> Job:
