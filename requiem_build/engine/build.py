@@ -421,7 +421,7 @@ class _Run:
             layout=layout,
             rebuilder=self._rebuilder(executor, workspace.blobs),
             emit=self.emit,
-            use_cache=self.options.cache in ("rw", "ro"),
+            always="" if self.options.cache in ("rw", "ro") else f"--cache {self.options.cache}: every step runs",
             dry_run=self.options.dry_run,
             verbose=self.options.verbose,
             asked=self.asked,
