@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ..core.digest import EMPTY, Digest
 from ..core.entries import Entry, File, Tree
-from ..core.errors import SourceMissing, UnknownName, UsageError
+from ..core.errors import SourceMissing, UsageError
 from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
@@ -26,7 +26,7 @@ from ..store.layout import Store
 from . import memory, plans
 from .options import Options
 from .requests import Inputs, RequestMaker
-from .site import Site, find_site, host_platform, question_of, working_store
+from .site import Site, find_site, host_platform, named, working_store
 from .stamps import Stamps
 from .surroundings import surroundings_of
 from .workspace import Workspace
@@ -85,13 +85,8 @@ def _plain(value: Any) -> Any:
 def explain_policy(options: Options, step: str) -> StepPolicy:
     """Raises UnknownName, or UsageError for a step that cannot be run at all."""
     site = find_site(options)
-    planned = plans.obtain(
-        site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots
-    )
-    named = [each for each in planned.plan.instances.values() if step in (each.name, each.step) and not each.is_group]
-    if not named:
-        raise UnknownName(f'"{step}" is no step that runs a command', hint="requiem list shows the steps")
-    return _Explanation(site, options, planned).explain(named[0], len(named) - 1)
+    planned, instances = named(site, options, step)
+    return _Explanation(site, options, planned).explain(instances[0], len(instances) - 1)
 
 
 class _Explanation:

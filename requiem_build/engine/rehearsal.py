@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..core.entries import Entry
-from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.errors import EnvironmentFault
 from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from ..core.request import SYSTEM_ROOT, Request
@@ -19,11 +19,10 @@ from ..sandbox.base import Finished, Job, Sandbox
 from ..sandbox.descent import walk
 from ..store.layout import Store
 from . import build as builds
-from . import plans
 from .options import Options
 from .rerun import Beside
 from .secrets import Secrets
-from .site import Site, boot_sandbox, find_site, make_scratch, question_of, working_store
+from .site import Site, boot_sandbox, find_site, make_scratch, named, working_store
 from .stamps import Stamps
 from .surroundings import Surroundings, surroundings_of
 from .workspace import InputChanged, Workspace
@@ -47,21 +46,6 @@ class Scene:
     parts: tuple[Part, ...]
 
 
-def members(options: Options, step: str) -> tuple[Site, Plan, tuple[str, ...]]:
-    """The instances that a name means, and all that the manifest says. Raises UnknownName, UsageError."""
-    site = find_site(options)
-    planned = plans.obtain(
-        site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots
-    )
-    instances = planned.plan.instances
-    found = tuple(name for name, each in instances.items() if step in (name, each.step) and not each.is_group)
-    if not found:
-        if any(step in (name, each.step) for name, each in instances.items()):
-            raise UsageError(f'"{step}" is a group: it has no command of its own')
-        raise UnknownName(f'no step "{step}"', hint="requiem list")
-    return site, planned.plan, found
-
-
 def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> Scene:
     """Builds what a step needs (by `build`, which may raise), and asks what the step itself would be asked.
 
@@ -69,7 +53,9 @@ def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> 
     What it needs is built at its own level; the step itself is asked at the level that `options` say.
     """
     level, options = options.sandbox, replace(options, sandbox=None)
-    site, plan, names = members(options, step)
+    site = find_site(options)
+    planned, instances = named(site, options, step)
+    plan, names = planned.plan, [instance.name for instance in instances]
     Secrets(options.environment, site.settings.secrets).values(
         {secret for name in names for secret in plan.instances[name].secrets}
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, UsageError
-from ..core.fields import dataclass
+from ..core.fields import dataclass, replace
 from ..core.request import SYSTEM_ROOT, Request
 from ..sandbox.base import Sandbox
 from ..store.durability import BATCH
@@ -24,6 +24,7 @@ from .settings import Settings, load_settings
 from .workspace import DOT, Files, InputChanged, find_workspace
 
 if TYPE_CHECKING:
+    from ..core.instance import Instance
     from ..sandbox.cgroups import Cgroups
     from ..sandbox.distribution import Distribution
     from ..sandbox.linux import StrictSandbox
@@ -102,14 +103,25 @@ def question_of(site: Site, options: Options) -> plans.Question:
         tags=options.tags,
         profile=options.profile,
         sets=tuple(sorted(options.sets.items())),
-        cwd=os.path.relpath(options.start, site.root) if _is_inside(options.start, site.root) else ".",
+        cwd=cwd_of(site, options.start),
         platform=tuple(sorted(host_platform().items())),
         user_roots=repr(sorted(site.settings.roots.items())),
     )
 
 
-def _is_inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(root + "/")
+def cwd_of(site: Site, start: str) -> str:
+    """From where in the workspace names are meant: its root for whoever stands outside of it."""
+    inside = start == site.root or start.startswith(site.root + "/")
+    return os.path.relpath(start, site.root) if inside else "."
+
+
+def named(site: Site, options: Options, step: str) -> tuple[plans.Planned, list[Instance]]:
+    """The plan of a target, and the instances with a command that its name means. Raises UnknownName, ManifestError."""
+    from ..core.query import Graph
+
+    question = question_of(site, replace(options, targets=(step,)))
+    planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+    return planned, Graph(planned.plan).running(step, question.cwd)
 
 
 def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read_only: bool = False) -> Store:

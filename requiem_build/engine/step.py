@@ -75,7 +75,7 @@ class _Once:
 
 @dataclass(slots=True)
 class Performer:
-    """Everything that steps share. `always` says why every step runs, whatever is fresh or known; empty if it need not."""
+    """Everything that steps share. `always` says why each of them runs whatever is known; empty where it need not."""
 
     instances: Mapping[str, Instance]
     places: Mapping[str, tuple[int, tuple[int, ...]]]

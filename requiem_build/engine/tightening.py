@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ..core.documents import Place
 from ..core.edits import CannotEdit, add_items, add_key, add_named, patch, remove_item
-from ..core.errors import RequiemError
+from ..core.errors import RequiemError, UsageError
 from ..core.fields import dataclass, field
 from ..core.instance import Instance
 from ..core.locate import KeyPath
@@ -22,7 +22,7 @@ from ..core.plan import make_plan
 from .observing import input_text
 from .options import Options
 from .rehearsal import Part
-from .site import Site, host_platform
+from .site import Site, find_site, host_platform, named
 from .workspace import Files, WorkspaceListing
 
 
@@ -42,6 +42,15 @@ class _Item:
 
     text: str
     place: Place
+
+
+def step_of(options: Options, name: str) -> str:
+    """The one step that a name means: what is declared for all its instances is judged by all. Raises UsageError."""
+    _, instances = named(find_site(options), options, name)
+    steps = list(dict.fromkeys(each.step for each in instances))
+    if len(steps) > 1:
+        raise UsageError(f'"{name}" is {len(steps)} steps', facts=[("steps", ", ".join(steps[:5]))], hint="name one")
+    return steps[0]
 
 
 def tighten(site: Site, options: Options, step: str, seen: Sequence[tuple[Part, Observation]]) -> Tightened:
