@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from .fields import dataclass, field
+from .locate import BARE
 from .patterns import escape
 
 WIDTH = 100
 GROUPED_MIN = 8
 """From so many files of one kind in one directory on, all of them are said by a pattern."""
 
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(slots=True)
@@ -51,7 +50,7 @@ class Block:
 
 
 def key(name: str) -> str:
-    return name if _BARE.fullmatch(name) else string(name)
+    return name if BARE.fullmatch(name) else string(name)
 
 
 def string(text: str) -> str:
