@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -117,7 +118,7 @@ def _show(seen: Observation, told: Told, shared: Globals) -> None:
     _list("refused:", [f"{name(path)}  ({error})" for path, error in seen.refused], most)
     _list(
         "declared and never read:",
-        [f"{name(path)}  (requiem tighten {plain(seen.step)})" for path in seen.unused],
+        [f"{name(path)}  (requiem tighten {plain(shlex.quote(seen.step))})" for path in seen.unused],
         most,
     )
     _list("looked for in vain:", [name(path) for path in seen.absent], most)

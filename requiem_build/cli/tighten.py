@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import click
 
@@ -35,7 +36,7 @@ def command(context: click.Context, step: str, profile: str | None, set_: tuple[
     scene, found = observed_parts(shared, options, whole)
     for seen, _ in found:
         if seen.failure:
-            hint = f"requiem observe {seen.step} says what it touched"
+            hint = f"requiem observe {shlex.quote(seen.step)} says what it touched"
             raise StepFailed(f'"{seen.step}" {seen.failure}: what it would have read is not known', hint=hint)
     parts = list(zip(scene.parts, (seen for seen, _ in found), strict=True))
     answer = tighten(scene.site, options, whole, parts)

@@ -265,8 +265,13 @@ class _Run:
             self.executor = executor
             on_start(
                 Running(
-                    *(self.interrupt, blobs.get, site.root, self._durations, self.jobs(), self.planned),
-                    self.report.untouched,
+                    interrupt=self.interrupt,
+                    read=blobs.get,
+                    root=site.root,
+                    durations_ms=self._durations,
+                    jobs=self.jobs(),
+                    planned=self.planned,
+                    untouched=self.report.untouched,
                 )
             )
             self.performer = self._performer(workspace, surroundings, layout, executor)

@@ -5,7 +5,6 @@ Only sizes of inputs count for that, so none is read: of what another step has y
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
@@ -26,7 +25,7 @@ from ..store.layout import Store
 from . import memory, plans
 from .options import Options
 from .requests import Inputs, RequestMaker
-from .site import Site, find_site, host_platform, named, working_store
+from .site import Site, find_site, host_platform, named, staged_at, working_store
 from .stamps import Stamps
 from .surroundings import surroundings_of
 from .workspace import Workspace
@@ -166,7 +165,7 @@ class _Explanation:
         if request.policy.sandbox == "none":
             return explain_none()
         if request.policy.sandbox == "process":
-            return explain_process(job, os.path.join(self.site.dot, "staged", request.digest[:24]))
+            return explain_process(job, staged_at(self.site, request))
         roots = [self.surroundings.host_path(root) for root in self.planned.plan.roots.values()]
         return explain_strict(job, read_host(self._shown(request)), existing([*roots, *map(str, self.store.roots)]))
 
@@ -223,7 +222,7 @@ class _Sizes:
         return self._sizes.get(digest, 0)
 
     def file(self, digest: Digest) -> str:
-        return f"{self._store.root}/v2/objects/{digest[:2]}/{digest[2:4]}/{digest}"
+        return self._store.objects.place.path(digest)
 
     def get(self, digest: Digest) -> bytes:
         """A directory's list."""

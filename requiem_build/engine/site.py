@@ -79,10 +79,13 @@ def find_site(options: Options) -> Site:
 def _refuse_link(path: str) -> None:
     """What Requiem empties and overwrites is its own only where it lies in the workspace itself."""
     if os.path.islink(path):
+        import shlex
+
+        quoted = shlex.quote(path)
         raise UsageError(
             f'"{path}" is a symlink, and Requiem writes to no other place than the workspace',
             facts=[("leads to", os.readlink(path))],
-            hint=f"rm {path}: what it holds can be made again",
+            hint=f"rm {quoted}: what it holds can be made again",
         )
 
 
@@ -254,6 +257,11 @@ def clear_scratch(dot: str) -> None:
         clear_abandoned(beside)
 
 
+def staged_at(site: Site, request: Request) -> str:
+    """The directory in which a step of the level `process` runs."""
+    return os.path.join(site.dot, "staged", request.digest[:24])
+
+
 def make_scratch(site: Site) -> Scratch:
     """For work beside the builds of this workspace, also where nothing can be written in it."""
     from .scratch import Scratch
@@ -315,7 +323,7 @@ def boot_sandbox(
     if level == "none":
         return NoSandbox(workspace=site.root)
     # The path is part of what the step sees: the same for the same request, and no other step's.
-    return ProcessSandbox(os.path.join(site.dot, "staged", request.digest[:24]), _cgroups(site))
+    return ProcessSandbox(staged_at(site, request), _cgroups(site))
 
 
 def _boot_strict(

@@ -6,8 +6,9 @@ before it is offered; one that makes no manifest is left out, and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from ..core.blocks import input_text
 from ..core.documents import Place
 from ..core.edits import CannotEdit, add_items, add_key, add_named, patch, remove_item
 from ..core.errors import RequiemError, UsageError
@@ -17,9 +18,8 @@ from ..core.locate import KeyPath
 from ..core.manifest import Manifest, Step, load_manifest
 from ..core.observation import Observation, readable
 from ..core.paths import BadPath, resolve
-from ..core.patterns import NEVER, compile_pattern, is_never, unescape
+from ..core.patterns import NEVER, compile_pattern, never_in, unescape
 from ..core.plan import make_plan
-from .observing import input_text
 from .options import Options
 from .rehearsal import Part
 from .site import Site, find_site, host_platform, named
@@ -132,7 +132,7 @@ class _Tightening:
         found: dict[str, None] = {}
         for _, seen in self._seen:
             for touched in seen.undeclared:
-                if any(is_never(name) for name in touched.path.split("/")):
+                if never_in(touched.path):
                     if NEVER & set(touched.path.split("/")):
                         self._note(f"{readable(touched.path)} is used: {touched.line}")
                     continue
@@ -169,16 +169,15 @@ class _Tightening:
         if self._try(where, change, why):
             self._found.added += needed
 
-    def _try(self, place: Place, change: object, why: str) -> bool:
+    def _try(self, place: Place, change: Callable[[str], str], why: str) -> bool:
         """Makes one change if a manifest comes of it."""
-        assert callable(change)
         document = place.source.document(place.path)
         old = self._changed.get(document.path)
         if old is None:
             content = self._files.read(document.path) or b""
             old = self._texts[document.path] = content.decode("utf-8")
         try:
-            new = str(change(old))
+            new = change(old)
             self._check(document.path, new)
         except CannotEdit as cannot:
             self._found.notes.append(f"{why}, but {cannot}")

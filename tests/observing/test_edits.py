@@ -50,7 +50,7 @@ def test_any_item_of_a_list_can_go(index: int) -> None:
 
 
 ITEMS = st.lists(st.sampled_from(["a", "b, c", "d]", "#"]), min_size=1, max_size=5)
-COMMENTS = st.sampled_from(["", " # x,", " # , ]", " # \"q\", "])
+COMMENTS = st.sampled_from(["", " # x,", " # , ]", ' # "q", '])
 BREAKS = st.sampled_from([" ", "\n    "])
 
 
