@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def project(tmp_path: Path) -> Project:
     """A workspace with a home and a store of its own."""
     return Project(tmp_path)
+
+
+@pytest.fixture
+def deep(project: Project) -> Iterator[Project]:
+    """A project whose steps nest directories deeper than pytest's own cleaning up can follow."""
+    from requiem_build.sandbox.descent import remove
+
+    yield project
+    remove(str(project.base))
 
 
 @pytest.fixture

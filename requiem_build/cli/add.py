@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import click
 
@@ -32,7 +33,7 @@ def command(context: click.Context, name: str, words: tuple[str, ...], dry_run: 
     find_strace()
     options = observing_options(shared, None, ())
     site, block, plan = adding.find_step(options, name, words)
-    with heeding_signals() as heed, Stage(site) as stage:
+    with heeding_signals() as heed, Stage(site, options.environment) as stage:
         heed(stage.interrupt)
         added = adding.add(site, options, block, plan, stage)
         if not dry_run:
@@ -52,5 +53,5 @@ def command(context: click.Context, name: str, words: tuple[str, ...], dry_run: 
     for note in added.notes:
         write_err(f"note: {plain(note)}\n")
     if not shared.quiet and not dry_run:
-        write_err(f"written to {plain(site.manifest)}; now: requiem build {plain(name)}\n")
+        write_err(f"written to {plain(site.manifest)}; now: requiem build {plain(shlex.quote(name))}\n")
     return 0

@@ -13,7 +13,7 @@ from ..core.errors import UsageError
 from ..core.instance import Instance, Plan
 from ..engine import plans
 from ..engine.options import Options
-from ..engine.site import Site, find_site, question_of
+from ..engine.site import Site, cwd_of, find_site, question_of
 from .console import plain, write_err, write_out
 from .globals import Globals
 from .running import parse_sets
@@ -86,15 +86,10 @@ def command(
 def _ask(site: Site, options: Options, plan: Plan, words: tuple[str, ...], tags: tuple[str, ...]) -> Answer:
     from ..core.query import Answer, ask
 
-    found = ask(plan, " ".join(words), _directory(site, options))
+    found = ask(plan, " ".join(words), cwd_of(site, options.start))
     if tags and not found.files:
         return Answer(tuple(name for name in found.names if set(plan.instances[name].tags) & set(tags)))
     return found
-
-
-def _directory(site: Site, options: Options) -> str:
-    relative = os.path.relpath(options.start, site.root)
-    return "." if relative.startswith("..") else relative
 
 
 def _affected(

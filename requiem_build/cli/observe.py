@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -65,7 +66,7 @@ def observed_parts(
     find_strace()  # Before anything is built for its sake.
     scene = set_scene(options, step, lambda wanted: build_needed(wanted, shared))
     found = []
-    with heeding_signals() as heed, Stage(scene.site) as stage:
+    with heeding_signals() as heed, Stage(scene.site, options.environment) as stage:
         heed(stage.interrupt)
         observer = Observer(stage, scene.plan)
         for part in scene.parts:
@@ -117,7 +118,7 @@ def _show(seen: Observation, told: Told, shared: Globals) -> None:
     _list("refused:", [f"{name(path)}  ({error})" for path, error in seen.refused], most)
     _list(
         "declared and never read:",
-        [f"{name(path)}  (requiem tighten {plain(seen.step)})" for path in seen.unused],
+        [f"{name(path)}  (requiem tighten {plain(shlex.quote(seen.step))})" for path in seen.unused],
         most,
     )
     _list("looked for in vain:", [name(path) for path in seen.absent], most)

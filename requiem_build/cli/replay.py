@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 
 import click
@@ -34,7 +35,8 @@ def command(context: click.Context, run: str, execute: bool, timeline: str | Non
     if run != "latest" and is_bundle(shared, run):
         if execute or timeline is not None:
             raise UsageError(
-                f'"{run}" is a packed run: it is only checked', hint=f"requiem unpack {run}, then replay the run"
+                f'"{run}" is a packed run: it is only checked',
+                hint=f"requiem unpack {shlex.quote(run)}, then replay the run",
             )
         return replay_file(shared, run)
     store = open_view(shared)

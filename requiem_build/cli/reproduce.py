@@ -23,7 +23,7 @@ from ..engine.options import Options
 from ..engine.ratchet import fallen, parse_ratchet, raised
 from ..engine.reproduce import Examined, Finding, examine
 from ..engine.rerun import CannotRerun, Rerunner
-from ..engine.site import Site, find_site, open_view, processors, question_of, trust_of, working_store
+from ..engine.site import Site, cwd_of, find_site, open_view, processors, question_of, trust_of, working_store
 from ..engine.trials import find_clock_library
 from ..engine.trust import Trust
 from ..engine.verdicts import Known, Levels, find_all_known, fresh_verdict, select, settled, verdict_of
@@ -97,7 +97,7 @@ def command(
     before = _read_ratchet(shared, ratchet)
     planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
     instances = planned.plan.instances
-    chosen = select(instances, steps)
+    chosen = select(planned.plan, steps, cwd_of(site, options.start))
     memory = memories.load(site.dot, site.seal)
     with heeding_signals() as heed, Rerunner(site, store, planned.plan.roots) as rerunner:
         heed(rerunner.interrupt)

@@ -44,18 +44,20 @@ def command(
     set_: tuple[str, ...],
 ) -> int:
     """Open a shell in the sandbox of a step, or run one command there. Nothing of it is remembered."""
+    from ..engine.keeping import wanted
     from ..engine.rehearsal import Stage, set_scene
 
     shared: Globals = context.obj
+    keep = bool(wanted(shared.environment))
     options = make_options(shared, mode="turbo", jobs=None, profile=profile, sets=parse_sets(set_), sandbox=sandbox)
     scene = set_scene(options, step, lambda wanted: build_needed(wanted, shared))
     if len(scene.parts) > 1:
         names = ", ".join(part.instance.name for part in scene.parts[:5])
         raise UsageError(f'"{step}" is {len(scene.parts)} instances', facts=[("instances", names)], hint="name one")
     part = scene.parts[0]
-    with heeding_signals() as heed, Stage(scene.site) as stage:
+    with heeding_signals() as heed, Stage(scene.site, options.environment) as stage:
         heed(stage.interrupt)
-        finished, made = _run(stage, part, words, shared)
+        finished, made = _run(stage, part, words, shared, keep=keep)
     if stage.signal is not None:
         raise Interrupted(stage.signal)
     if finished.reason:
@@ -66,11 +68,16 @@ def command(
     return finished.exit_code
 
 
-def _run(stage: Stage, part: Part, words: tuple[str, ...], shared: Globals) -> tuple[Finished, list[str]]:
-    from ..engine.keeping import Keeper, wanted
+def _run(
+    stage: Stage, part: Part, words: tuple[str, ...], shared: Globals, *, keep: bool
+) -> tuple[Finished, list[str]]:
+    """How it ended, and what it left, both without secrets. A terminal shows them as the step's shell does."""
+    from ..engine.keeping import Keeper
     from ..engine.rehearsal import left_behind
+    from ..executors.local import confide, masked
 
-    job = _job(stage.job(part), part, words, shared)
+    masker = stage.masker(part)
+    job = confide(_job(stage.job(part), part, words, shared), masker)
     sandbox = stage.boot(part.request)
     attached = part.request.policy.sandbox != "none" and _has_terminal()
     if attached:
@@ -79,16 +86,18 @@ def _run(stage: Stage, part: Part, words: tuple[str, ...], shared: Globals) -> t
     else:
         finished = sandbox.run(job)
     try:
+        finished = masked(finished, masker, CAPTURED_MAX)
+        write_bytes(finished.stdout)
+        sys.stderr.buffer.write(finished.stderr)
+        sys.stderr.flush()
         made = left_behind(finished, job) if part.request.policy.sandbox != "none" else []
-        if wanted(shared.environment):
-            keeper = Keeper(stage.site.dot, "all", lambda _: part.instance.name, lambda text: write_err(f"{text}\n"))
-            keeper(part.request, job, finished, failed=True)
+        if keep:
+            name = part.instance.name
+            keeper = Keeper(stage.site.dot, "all", lambda _: name, lambda text: write_err(f"{plain(text)}\n"))
+            keeper(part.request, job, finished, failed=True, masker=masker)
     finally:
         finished.close()
-    write_bytes(finished.stdout)
-    sys.stderr.buffer.write(finished.stderr)
-    sys.stderr.flush()
-    return finished, made
+    return finished, made if masker is None else [masker.mask_text(path) for path in made]
 
 
 def _has_terminal() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import click
 
@@ -27,16 +28,16 @@ class StepFailed(RequiemError):
 @click.pass_context
 def command(context: click.Context, step: str, profile: str | None, set_: tuple[str, ...]) -> int:
     """Observe a step and print the patch that declares what it uses and no more: requiem tighten STEP | patch -p1."""
-    from ..engine.tightening import tighten
+    from ..engine.tightening import step_of, tighten
 
     shared: Globals = context.obj
     options = observing_options(shared, profile, set_)
-    scene, found = observed_parts(shared, options, step)
+    whole = step_of(options, step)
+    scene, found = observed_parts(shared, options, whole)
     for seen, _ in found:
         if seen.failure:
-            hint = f"requiem observe {seen.step} says what it touched"
+            hint = f"requiem observe {shlex.quote(seen.step)} says what it touched"
             raise StepFailed(f'"{seen.step}" {seen.failure}: what it would have read is not known', hint=hint)
-    whole = scene.parts[0].instance.step
     parts = list(zip(scene.parts, (seen for seen, _ in found), strict=True))
     answer = tighten(scene.site, options, whole, parts)
     if shared.json:

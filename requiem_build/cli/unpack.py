@@ -15,7 +15,10 @@ from typing import BinaryIO
 import click
 
 from ..core.errors import EnvironmentFault, IntegrityError, UsageError
+from ..engine.scratch import Scratch
+from ..engine.sealed import cache_home
 from ..engine.settings import load_settings
+from ..engine.site import BESIDE
 from ..engine.trust import Trust, keys_of, load_trust
 from ..engine.unpacking import replay_bundle, unpack
 from ..store.keys import Verifier, available
@@ -81,13 +84,13 @@ def is_bundle(shared: Globals, name: str) -> bool:
 def replay_file(shared: Globals, name: str) -> int:
     """Checks a bundle in a store of its own, which is removed again, and says what was found."""
     trust = _trust(shared)
-    scratch = tempfile.mkdtemp(prefix="requiem-replay-")
+    scratch = Scratch(os.path.join(cache_home(shared.environment), BESIDE))
     try:
         with opened(shared, name) as bundle:
             policy = trust.policy if trust is not None else None
-            found = replay_bundle(bundle, Store(Path(scratch)), known_keys(shared), policy)
+            found = replay_bundle(bundle, Store(Path(scratch.path)), known_keys(shared), policy)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.close()
     done = found.unpacked
     if shared.json:
         answer = {

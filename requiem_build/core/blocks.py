@@ -8,13 +8,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from .fields import dataclass, field
+from .locate import BARE
+from .paths import ROOT, spelled
 from .patterns import escape
 
 WIDTH = 100
 GROUPED_MIN = 8
 """From so many files of one kind in one directory on, all of them are said by a pattern."""
-
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ class Block:
 
 
 def key(name: str) -> str:
-    return name if _BARE.fullmatch(name) else string(name)
+    return name if BARE.fullmatch(name) else string(name)
 
 
 def string(text: str) -> str:
@@ -63,6 +63,22 @@ def strings(items: Iterable[str]) -> str:
     spelled = [string(item) for item in items]
     line = f"[{', '.join(spelled)}]"
     return line if len(line) <= WIDTH else "[\n" + "".join(f"    {item},\n" for item in spelled) + "]"
+
+
+def inputs_line(path: str, step: str) -> str:
+    """What to add to the manifest that has this step, so that it reads a path of the workspace."""
+    return f"inputs = [..., {string(input_text(path, step))}]"
+
+
+def input_text(path: str, step: str) -> str:
+    """A path as the manifest that has this step writes it in a list of patterns."""
+    return escape(spelled(path, posixpath.dirname(step) or ROOT))
+
+
+def root_line(directory: str, more: str = "") -> str:
+    """What to add to the manifest, so that a step sees a directory; `more` belongs into the step too."""
+    name = re.sub(r"[^A-Za-z0-9]+", "-", posixpath.basename(directory)).strip("-") or "root"
+    return f"[roots.{name}] path = {string(directory)}, then roots = [{string(name)}]{more} in the step"
 
 
 def literal(text: str, *, shell: bool = False) -> str:

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from .blocks import key as spelled_key
 from .blocks import string, strings
-from .locate import STRING, Found, KeyPath, positions
+from .locate import BLANK, STRING, Found, KeyPath, positions
 
-_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _LINE_REST = re.compile(r"[ \t]*(?:#[^\n]*)?(?:\r?\n|$)")
 
 
@@ -38,10 +37,11 @@ def remove_item(text: str, path: KeyPath) -> str:
         return text[:start] + text[gap.end() :]
     if _begins_line(text, start) and _ends_line(text, end):
         return _without_line(text, start, end)  # The comma before it may stay: it is a list over several lines.
-    before = text[:start].rstrip(" \t\r\n")
-    if before.endswith(","):
-        return before[:-1] + text[end:]
-    return text[:start] + text[end:]
+    comma = _comma_before(text, path, found)
+    if comma is None:
+        return text[:start] + text[end:]
+    between = text[comma + 1 : start]
+    return text[:comma] + (between if between.strip() else "") + text[end:]  # A comment, and the end of its line, stay.
 
 
 def add_items(text: str, path: KeyPath, items: Sequence[str]) -> str:
@@ -123,6 +123,13 @@ def _find(text: str, path: KeyPath) -> Found:
     raise CannotEdit("its place in the text cannot be found")
 
 
+def _comma_before(text: str, path: KeyPath, item: Found) -> int | None:
+    """Where the comma between an item and the one before it stands. One in a comment is none."""
+    earlier = [each for each in positions(text) if each.path[:-1] == path[:-1] and each.key < item.key]
+    at = _skip_blanks(text, _end_of_value(text, earlier[-1])) if earlier else -1
+    return at if at >= 0 and text.startswith(",", at) else None
+
+
 def _end_of_string(text: str, at: int) -> int:
     match = STRING.match(text, at)
     if match is None:
@@ -148,7 +155,7 @@ def _is_inline(text: str, path: KeyPath) -> bool:
 
 
 def _skip_blanks(text: str, at: int) -> int:
-    match = _BLANK.match(text, at)
+    match = BLANK.match(text, at)
     return match.end() if match else at
 
 

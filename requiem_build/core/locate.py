@@ -16,7 +16,7 @@ from .fields import dataclass
 KeyPath: TypeAlias = tuple[str | int, ...]
 
 _SPACE = re.compile(r"[ \t]*")
-_BLANK = re.compile(r"[ \t\r\n]*(?:#[^\n]*[ \t\r\n]*)*")
+BLANK = re.compile(r"[ \t\r\n]*(?:#[^\n]*[ \t\r\n]*)*")
 _KEY = re.compile(r"""[A-Za-z0-9_-]+|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'[^'\n]*'""")
 STRING = re.compile(
     # Unrolled loops: no possessive quantifiers, which the first releases of Python 3.11 get wrong.
@@ -24,7 +24,7 @@ STRING = re.compile(
     r"""|"[^"\\\n]*(?:\\.[^"\\\n]*)*"|'[^'\n]*'"""
 )
 _SCALAR = re.compile(r"[^,\]}\n#]+")
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
+BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def spelled_path(path: Sequence[str | int]) -> str:
         if isinstance(part, int):
             parts.append(f"[{part}]")
         else:
-            plain = part if _BARE.fullmatch(part) else '"' + _escaped(part) + '"'
+            plain = part if BARE.fullmatch(part) else '"' + _escaped(part) + '"'
             parts.append(f".{plain}" if parts else plain)
     return "".join(parts)
 
@@ -94,7 +94,7 @@ def positions(text: str) -> Iterator[Found]:
     prefix: KeyPath = ()
     arrays: dict[KeyPath, int] = {}
     at = 0
-    while (at := _end(_BLANK, text, at)) < len(text):
+    while (at := _end(BLANK, text, at)) < len(text):
         if text[at] == "[":
             double = text.startswith("[[", at)
             keys, end = _dotted(text, at + (2 if double else 1))
@@ -132,7 +132,7 @@ def _values(text: str, at: int, path: KeyPath, key_at: int) -> Iterator[tuple[Fo
     """One value and all inside it, each with where reading got to; -1 at the end of understanding."""
     open_: list[tuple[str, KeyPath, int]] = []
     while True:
-        at = _end(_BLANK if open_ else _SPACE, text, at)
+        at = _end(BLANK if open_ else _SPACE, text, at)
         if at >= len(text):
             yield None, -1
             return
@@ -150,10 +150,10 @@ def _values(text: str, at: int, path: KeyPath, key_at: int) -> Iterator[tuple[Fo
             if not open_:
                 yield None, at
                 return
-            at = _end(_BLANK, text, at)
+            at = _end(BLANK, text, at)
             bracket, path, index = open_[-1]
             if text.startswith(",", at):
-                at = _end(_BLANK, text, at + 1)
+                at = _end(BLANK, text, at + 1)
             if not text.startswith("]" if bracket == "[" else "}", at):
                 break
             open_.pop()

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from .fields import dataclass, field
-from .paths import ancestors
+from .paths import ancestors, is_within
 from .policy import WORKSPACE
 
 READ, EXECUTED, LOOKED, LISTED, WROTE = "read", "executed", "looked at", "listed", "wrote"
@@ -122,7 +122,7 @@ def readable(path: str) -> str:
 
 
 Stands = Callable[[str], str | None]
-"""`file`, `link`, `dir` or None, of a path of the workspace, or an absolute one of the host, as it stands now."""
+"""`file`, `link`, `dir`, `other` or None: a path of the workspace, or an absolute one of the host, as it stands now."""
 Resolve = Callable[[str], Sequence[str]]
 """The symlinks of the workspace that a path leads through, then where it leads; empty if that is out of it."""
 
@@ -138,7 +138,7 @@ def judge(step: str, accesses: Iterable[Access], declared: Declared, stands: Sta
     system: set[str] = set()
     for access in accesses:
         path = posixpath.normpath(access.path)
-        if path != WORKSPACE and not path.startswith(WORKSPACE + "/"):
+        if not is_within(path, (WORKSPACE,)):
             _outside(access, path, hosts, system, failed, declared.roots, stands)
             continue
         inside = path[len(WORKSPACE) + 1 :]
@@ -184,12 +184,12 @@ def _sort(
         if kind == "dir":
             if LISTED in touched.how:
                 seen.listed.append(path)
-            if touched.hidden and not declared.shows(path) and not _in(path, declared.roots):
+            if touched.hidden and not declared.shows(path) and not is_within(path, declared.roots):
                 touched.path += "/"  # Nobody looks into a directory that is not there.
                 seen.undeclared.append(touched)
             continue
         seen.used.add(path)
-        if kind is None or declared.outputs(path) or declared.shows(path) or _in(path, declared.roots):
+        if kind is None or declared.outputs(path) or declared.shows(path) or is_within(path, declared.roots):
             continue
         seen.undeclared.append(touched)
     listed = set(seen.listed)
@@ -201,10 +201,6 @@ def _sort(
         if not used:
             seen.unused.append(path)
     seen.absent = sorted((path for path in absent if path not in written and not declared.outputs(path)), key=_bytes)
-
-
-def _in(path: str, roots: Collection[str]) -> bool:
-    return any(path == root or path.startswith(root + "/") for root in roots)
 
 
 def _outside(
@@ -224,8 +220,7 @@ def _outside(
         if access.error not in ABSENT and access.error != "EEXIST" and not path.startswith(("/dev", "/proc")):
             failed[path] = access.error
         return
-    in_view = any(path == top or path.startswith(top + "/") for top in _VIEW)
-    if access.error in ABSENT and not in_view and not _in(path, roots) and stands(path) in ("file", "link"):
+    if access.error in ABSENT and not is_within(path, (*_VIEW, *roots)) and stands(path) in ("file", "link"):
         found = hosts.setdefault(path, Touched(path, hidden=True))
         found.how.add(access.wanted)
 

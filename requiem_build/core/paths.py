@@ -8,6 +8,7 @@ A path that ends in `/` is a whole directory.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 ROOT = "."
@@ -62,6 +63,11 @@ def refusal(text: str) -> str:
 def has_control(text: str) -> bool:
     """Control characters, and halves of surrogate pairs (what Python makes of names that are not UTF-8)."""
     return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
+
+
+def is_within(path: str, tops: Iterable[str]) -> bool:
+    """Whether a path is one of these directories, or lies below one."""
+    return any(path == top or path.startswith(top + "/") for top in tops)
 
 
 def is_reserved(path: str) -> bool:

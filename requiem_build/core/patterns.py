@@ -7,7 +7,7 @@ what nobody means (NEVER) must be written out. `[*]`, `[?]` and `[[]` are the ch
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Protocol, TypeAlias
 
@@ -140,6 +140,11 @@ class Pattern:
         if self.directories:
             return kind == "tree" or (kind == "dir" and tree.has_source(path))
         return kind in ("file", "link")
+
+
+def never_in(path: str, but: Collection[str] = ()) -> str | None:
+    """The first name on a path that no pattern enters, if there is one `but` these."""
+    return next((name for name in path.split("/") if name and is_never(name) and name not in but), None)
 
 
 def is_never(name: str) -> bool:

@@ -21,7 +21,7 @@ from .documents import nearest
 from .errors import UnknownName, UsageError
 from .fields import dataclass, field
 from .instance import Instance, Plan
-from .paths import BadPath
+from .paths import BadPath, quoted
 from .patterns import compile_pattern, is_pattern, unescape
 
 FUNCTIONS = {"deps": 1, "rdeps": 1, "path": 2, "inputs": 1, "outputs": 1, "tag": 1}
@@ -104,6 +104,24 @@ class Graph:
             names = [name for name, i in self.plan.instances.items() if match(name) or match(i.step)]
             return names or None
         return None
+
+    def running(self, text: str, cwd: str) -> list[Instance]:
+        """The instances with a command that a name means; of a group, its members'. Raises UnknownName."""
+        found = self.resolve(text, cwd)
+        if not found:
+            known = (*self.of_step, *self.plan.instances)
+            raise UnknownName(f"no step, output or name matches {quoted(text)}", hint=nearest(text, known))
+        running: dict[str, Instance] = {}
+        pending = list(found)
+        for name in pending:  # Grows while it is walked: groups of groups.
+            instance = self.plan.instances[name]
+            if instance.is_group:
+                pending.extend(need for need in instance.needs if need not in pending)
+            else:
+                running[name] = instance
+        if not running:
+            raise UnknownName(f"{quoted(text)} is a group without steps")
+        return list(running.values())
 
     def maker(self, text: str, cwd: str) -> str | None:
         """The instance that declares a path, or a directory above it, or a pattern that means it."""

@@ -21,7 +21,7 @@ from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from ..core.manifest import Manifest, load_manifest
 from ..core.observation import EXECUTED, LOOKED, READ, Observation, readable
-from ..core.patterns import BadPattern, compile_pattern, escape, is_never
+from ..core.patterns import BadPattern, compile_pattern, escape, is_never, never_in
 from ..core.plan import make_plan
 from ..executors.depfile import parse_depfile
 from .observing import SHOWN, Observer, Told
@@ -148,7 +148,7 @@ def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: 
 def _declare(block: Block, instance: Instance, seen: Observation, told: Told, site: Site) -> list[str]:
     """Fills the block. What cannot be declared comes back in words."""
     notes = [f"{each.path} is on this host and the step does not see it: {each.line}" for each in seen.outside]
-    made = [path for path in told.made if not _is_clutter(path)]
+    made = [path for path in told.made if not never_in(path)]
     used = _inputs(seen, instance, block, notes)
     unnamable = next((path for path in used if not _can_be_written(path)), None)
     if unnamable is not None:
@@ -187,7 +187,7 @@ def _inputs(seen: Observation, instance: Instance, block: Block, notes: list[str
     for touched in seen.undeclared:
         if not touched.how & {READ, EXECUTED, LOOKED} or touched.path in program:
             continue
-        never = next((name for name in touched.path.split("/") if is_never(name)), None)
+        never = never_in(touched.path)
         if never is None:
             found.append(touched.path)
         elif never in SHOWN:
@@ -210,10 +210,6 @@ def _patterns(shown: str, cwd: str, used: Sequence[str], present: Collection[str
             if meant and meant <= set(used):
                 found.append(pattern)
     return found
-
-
-def _is_clutter(path: str) -> bool:
-    return any(is_never(name) for name in path.split("/"))
 
 
 def _can_be_written(path: str) -> bool:

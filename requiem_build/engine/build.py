@@ -278,8 +278,13 @@ class _Run:
             self.executor = executor
             on_start(
                 Running(
-                    *(self.interrupt, blobs.get, site.root, self._durations, self.jobs(), self.planned),
-                    self.report.untouched,
+                    interrupt=self.interrupt,
+                    read=blobs.get,
+                    root=site.root,
+                    durations_ms=self._durations,
+                    jobs=self.jobs(),
+                    planned=self.planned,
+                    untouched=self.report.untouched,
                 )
             )
             self.performer = self._performer(workspace, surroundings, layout, executor)
@@ -434,7 +439,7 @@ class _Run:
             layout=layout,
             rebuilder=self._rebuilder(executor, workspace.blobs),
             emit=self.emit,
-            use_cache=self.options.cache in ("rw", "ro"),
+            always="" if self.options.cache in ("rw", "ro") else f"--cache {self.options.cache}: every step runs",
             dry_run=self.options.dry_run,
             verbose=self.options.verbose,
             asked=self.asked,

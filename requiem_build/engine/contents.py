@@ -12,6 +12,7 @@ from ..core.digest import Digest, object_digest
 from ..core.entries import Entry, Tree, parse_tree
 from ..core.errors import RequiemError
 from ..store.layout import Store
+from .sealed import at_once
 from .stamps import Stamps
 from .workspace import NEVER_IN_TREES
 
@@ -48,7 +49,7 @@ class Contents:
         with suppress(RequiemError, ValueError):
             if self._store.objects.has(Digest(digest)):
                 return self._store.objects.get(Digest(digest))
-        with suppress(OSError), open(os.path.join(self._root, path), "rb") as file:
+        with suppress(OSError), open(os.path.join(self._root, path), "rb", opener=at_once) as file:
             content = file.read(BYTES_MAX + 1)
             if object_digest(content) == digest:
                 return content

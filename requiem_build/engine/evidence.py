@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ..core.digest import object_digest
 from ..core.patterns import Pattern, compile_pattern, is_pattern, unescape
+from . import sealed
 from .stamps import NOTHING, Stamp, is_racy, stamp_at, stamp_of
 from .workspace import Look, kind_by_mode
 
@@ -69,7 +70,7 @@ def witness(path: str, relative: str | None, outputs: Outputs) -> str:
     if stat.S_ISDIR(mode):
         return _listing(_names(path, relative, outputs))
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=sealed.at_once) as file:
             return object_digest(file.read())
     except OSError:
         return "unreadable"

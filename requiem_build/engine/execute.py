@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 
 from ..core.digest import Digest
@@ -42,7 +40,6 @@ def execute(
     _check_objects(request, blobs)
     blobs.put(b"")
     roots = [os.path.join(site.root, path) for path in request.roots if path != SYSTEM_ROOT]
-    scratch = tempfile.mkdtemp(dir=os.path.join(site.dot, "tmp"))
     executor = LocalExecutor(
         blobs,
         lambda wanted: boot_sandbox(wanted, site, store, roots),
@@ -54,7 +51,6 @@ def execute(
         return executor.execute(request, {}, Limits())
     finally:
         executor.close()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _check_paths(request: Request, site: Site) -> None:

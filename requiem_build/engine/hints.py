@@ -8,7 +8,9 @@ import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping
 
+from ..core.blocks import inputs_line, root_line, string
 from ..core.instance import Instance
+from ..core.paths import is_within
 from ..core.policy import WORKSPACE
 from ..core.request import Request
 from ..core.secrecy import looks_secret
@@ -24,7 +26,9 @@ _MENTIONS = [
         rf"fatal error: '({_NAME})' file not found",
         rf"['\"‘]({_NAME})['\"’]:? (?:No such file|does not exist|not found)",
         rf"({_NAME}): (?:No such file or directory|cannot open|not found|does not exist)",
-        r"No such file or directory: ['\"]([^'\"]+)['\"]",
+        r": (?:(?:cannot|can't) \w+:? )?([^:\n]+): [Nn]o such file",  # Shells and their tools, also names with spaces.
+        r"No such file or directory: '([^'\n]+)'",
+        r'No such file or directory: "([^"\n]+)"',
         r"Cannot find module ['\"]([^'\"]+)['\"]",
         r"no such file or directory, \w+ ['\"]([^'\"]+)['\"]",
         r"can't open file ['\"]([^'\"]+)['\"]",
@@ -96,9 +100,10 @@ def _mentions(text: str) -> Iterator[str]:
     seen: set[str] = set()
     for pattern in _MENTIONS:
         for match in pattern.finditer(text):
-            if match.group(1) not in seen:
-                seen.add(match.group(1))
-                yield match.group(1)
+            for name in dict.fromkeys((match.group(1), match.group(1).strip("'\"‘’"))):
+                if name not in seen:
+                    seen.add(name)
+                    yield name
     for match in _MODULE.finditer(text):
         stem = match.group(1).replace(".", "/")
         yield from (f"{stem}.py", f"{stem}/__init__.py")
@@ -126,10 +131,7 @@ def _covered(path: str, visible: Collection[str]) -> bool:
 
 
 def _input_line(instance: Instance, path: str) -> str:
-    folder = posixpath.dirname(instance.step)  # Of the manifest that has the step.
-    inside = folder and path.startswith(folder + "/")
-    written = path if not folder else path[len(folder) + 1 :] if inside else "//" + path
-    return f'"{path}" exists but is not an input of "{instance.name}": inputs = [..., "{written}"]'
+    return f'"{path}" exists but is not an input of "{instance.name}": {inputs_line(path, instance.step)}'
 
 
 def _outside(mention: str, instance: Instance) -> str | None:
@@ -139,11 +141,7 @@ def _outside(mention: str, instance: Instance) -> str | None:
     if not os.path.exists(mention):
         return None
     directory = mention if os.path.isdir(mention) else os.path.dirname(mention)
-    name = re.sub(r"\W+", "-", os.path.basename(directory)).strip("-") or "root"
-    return (
-        f'"{mention}" exists on this host but "{instance.name}" does not see it: '
-        f'[roots.{name}] path = "{directory}", then roots = ["{name}"] in the step'
-    )
+    return f'"{mention}" exists on this host but "{instance.name}" does not see it: {root_line(directory)}'
 
 
 def _program(name: str, instance: Instance) -> str | None:
@@ -155,11 +153,8 @@ def _program(name: str, instance: Instance) -> str | None:
         of_system = f"{directory}/".startswith(_OF_SYSTEM)
         if directory.startswith("/") and not of_system and os.access(path, os.X_OK):
             top = os.path.dirname(directory.rstrip("/"))
-            root = re.sub(r"\W+", "-", os.path.basename(top)).strip("-") or "tools"
-            return (
-                f'"{name}" is at {path}, outside of the step\'s PATH: [roots.{root}] path = "{top}", '
-                f'then roots = ["{root}"] and path = ["{directory}"] in the step'
-            )
+            line = root_line(top, f" and path = [{string(directory)}]")
+            return f'"{name}" is at {path}, outside of the step\'s PATH: {line}'
     return None
 
 
@@ -175,10 +170,6 @@ def undeclared_arguments(
         path = posixpath.normpath(posixpath.join(instance.cwd, word))
         if path.startswith("..") or path in known or not os.path.isfile(os.path.join(root, path)):
             continue
-        if not _covered(path, visible) and not _covered(path, instance.outputs) and not _in_root(path, roots):
+        if not _covered(path, visible) and not _covered(path, instance.outputs) and not is_within(path, roots):
             found.append(f'the command of "{instance.name}" names "{path}", which exists but is not among its inputs')
     return found
-
-
-def _in_root(path: str, roots: Collection[str]) -> bool:
-    return any(path == root or path.startswith(root + "/") for root in roots)

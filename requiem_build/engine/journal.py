@@ -16,6 +16,7 @@ from ..core.errors import RequiemError
 from ..core.events import Event, StepStarted, as_json
 from ..core.instance import Plan
 from ..store.layout import Store
+from .workspace import read_regular
 
 PACKED_MAX = 16 * 1024 * 1024
 """A larger journal never lies in memory as a whole: it is stored as it is, and read through a pipe."""
@@ -115,8 +116,10 @@ def keep_manifest(root: str, manifest: Mapping[str, str | None], store: Store) -
     """Puts the manifest's files into the store, so that a run can be checked and moved without its workspace."""
     for path, digest in manifest.items():
         if digest is not None and not store.objects.has(Digest(digest)):
-            with suppress(OSError, RequiemError), open(os.path.join(root, path), "rb") as file:
-                store.objects.put(file.read())
+            with suppress(RequiemError):
+                content = read_regular(os.path.join(root, path))
+                if content is not None:
+                    store.objects.put(content)
 
 
 def journal_lines(store: Store, journal: Digest) -> Iterator[bytes]:

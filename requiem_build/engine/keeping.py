@@ -7,15 +7,19 @@ import re
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from typing import BinaryIO
 
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.request import Request
+from ..core.secrecy import Masker
 from ..sandbox.base import Finished, Job
+from ..sandbox.descent import PATH_BYTES_MAX, remove, walk
 
 VARIABLE = "REQUIEM_KEEP"
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CHUNK = 1 << 20
 
 
 def wanted(environment: Mapping[str, str]) -> str:
@@ -35,17 +39,26 @@ class Keeper:
         self._name_of = name_of
         self._tell = tell
 
-    def __call__(self, request: Request, job: Job, finished: Finished, *, failed: bool) -> None:
-        """Before the sandbox is used again. Raises EnvironmentFault if it cannot be written."""
+    def __call__(
+        self, request: Request, job: Job, finished: Finished, *, failed: bool, masker: Masker | None = None
+    ) -> None:
+        """Before the sandbox is used again. `masker` has the step's secrets, which are not kept.
+
+        Raises EnvironmentFault if it cannot be written.
+        """
         if request.policy.sandbox == "none" or not (failed or self._which == "all"):
             return
         name = self._name_of(request)
-        place = os.path.join(self._dot, "kept", re.sub(r"[^\w.@=+-]", "_", name) or "_")
+        kept = os.path.join(self._dot, "kept")
+        place = os.path.join(kept, re.sub(r"[^\w.@=+-]", "_", name) or "_")
         try:
-            _remove(place)
-            os.makedirs(place)
-            _copy_tree(finished.workspace_fd, f"{place}/workspace")
-            _copy_large(job, f"{place}/workspace")
+            os.makedirs(kept, exist_ok=True)
+            os.chmod(kept, 0o700)  # A step's files are for whoever ran it.
+            remove(place)
+            os.mkdir(place)
+            copy = _Copy(f"{place}/workspace", masker)
+            copy.tree(finished.workspace_fd)
+            copy.large(job)
             for stream, content in (("stdout", finished.stdout), ("stderr", finished.stderr)):
                 with open(f"{place}/{stream}", "wb") as file:
                     file.write(content)
@@ -55,50 +68,79 @@ class Keeper:
             raise EnvironmentFault(
                 f'what "{name}" left cannot be kept', facts=[("path", place), ("cause", error.strerror or str(error))]
             ) from error
-        self._tell(f'what "{name}" left is kept in {os.path.relpath(place, os.path.dirname(self._dot))}')
+        where = os.path.relpath(place, os.path.dirname(self._dot))
+        self._tell(f'what "{name}" left is kept in {where}{copy.left_out}')
 
 
-def _copy_tree(top: int, target: str) -> None:
-    """Everything but pipes, sockets and devices. No link is followed: what a step left is hostile."""
-    os.mkdir(target)
-    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=top, follow_symlinks=False):
-        there = os.path.join(target, folder)
-        for name in (*directories, *names):
-            seen = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            path = os.path.join(there, name)
-            if stat.S_ISDIR(seen.st_mode):
-                os.makedirs(path, exist_ok=True)
-                if seen.st_mode & 0o500 != 0o500:
-                    with suppress(OSError):  # Else it is kept empty.
-                        os.chmod(name, 0o700, dir_fd=descriptor)
-            elif stat.S_ISLNK(seen.st_mode):
-                os.symlink(os.readlink(name, dir_fd=descriptor), path)
-            elif stat.S_ISREG(seen.st_mode):
-                _copy_file(name, descriptor, seen, path)
+class _Copy:
+    """A copy of a workspace at `target`: everything but pipes, sockets, devices, and what holds a secret.
 
+    No link is followed: what a step left is hostile.
+    """
 
-def _copy_file(name: str, directory: int, seen: os.stat_result, path: str) -> None:
-    if not seen.st_mode & 0o400:
-        with suppress(OSError):
-            os.chmod(name, 0o600, dir_fd=directory)
-    try:
-        source = os.open(name, _FILE, dir_fd=directory)
-    except PermissionError:
-        return
-    with os.fdopen(source, "rb") as origin, open(path, "xb") as copy:
-        shutil.copyfileobj(origin, copy)
-    os.chmod(path, stat.S_IMODE(seen.st_mode) & 0o777 | 0o400)
+    def __init__(self, target: str, masker: Masker | None) -> None:
+        self._target = target
+        self._masker = masker
+        self.secret = 0
+        """How many files, links and directories were left out since a secret is in them, or in their names."""
+        self.too_deep: list[str] = []
 
+    def tree(self, top: int) -> None:
+        longest = PATH_BYTES_MAX - len(os.fsencode(os.path.abspath(self._target)))
+        for folder, descriptor, entries in walk(top, path_bytes_max=longest, too_deep=self.too_deep):
+            os.mkdir(os.path.join(self._target, folder))
+            for name, seen in tuple(entries.items()):
+                if self._is_secret([os.fsencode(f"{folder}/{name}")]):
+                    del entries[name]
+                elif stat.S_ISLNK(seen.st_mode):
+                    link = os.readlink(name, dir_fd=descriptor)
+                    if not self._is_secret([os.fsencode(link)]):
+                        os.symlink(link, os.path.join(self._target, folder, name))
+                elif stat.S_ISREG(seen.st_mode):
+                    self._file(name, descriptor, seen, os.path.join(self._target, folder, name))
 
-def _copy_large(job: Job, target: str) -> None:
-    """What was mounted in the step's view is gone with it."""
-    for item in job.staged:
-        if item.source is not None:
-            path = f"{target}/{item.path}"
-            with suppress(FileNotFoundError):  # The step removed the directory.
-                _remove(path)
-                shutil.copyfile(item.source, path)
-                os.chmod(path, 0o555 if item.executable else 0o444)
+    def large(self, job: Job) -> None:
+        """What was mounted in the step's view is gone with it."""
+        for item in job.staged:
+            if item.source is not None:
+                path = f"{self._target}/{item.path}"
+                with suppress(FileNotFoundError), open(item.source, "rb") as origin:  # The step removed the directory.
+                    remove(path)
+                    self._content(origin, path, 0o555 if item.executable else 0o444)
+
+    def _file(self, name: str, directory: int, seen: os.stat_result, path: str) -> None:
+        if not seen.st_mode & 0o400:
+            with suppress(OSError):
+                os.chmod(name, 0o600, dir_fd=directory)
+        try:
+            source = os.open(name, _FILE, dir_fd=directory)
+        except PermissionError:
+            return
+        with os.fdopen(source, "rb") as origin:
+            self._content(origin, path, stat.S_IMODE(seen.st_mode) & 0o777 | 0o400)
+
+    def _content(self, origin: BinaryIO, path: str, mode: int) -> None:
+        if self._masker is not None:
+            if self._is_secret(iter(lambda: origin.read(_CHUNK), b"")):
+                return
+            origin.seek(0)
+        with open(path, "xb") as copy:
+            shutil.copyfileobj(origin, copy)
+        os.chmod(path, mode)
+
+    def _is_secret(self, pieces: Iterable[bytes]) -> bool:
+        found = self._masker is not None and self._masker.held_in_pieces(pieces) is not None
+        self.secret += found
+        return found
+
+    @property
+    def left_out(self) -> str:
+        told = []
+        if self.secret:
+            told.append(f"{self.secret} of it, which {'holds' if self.secret == 1 else 'hold'} a secret")
+        if self.too_deep:
+            told.append(f"{len(self.too_deep)} of it, nested too deeply to be named")
+        return f", without {' and '.join(told)}" if told else ""
 
 
 def _script(request: Request) -> str:
@@ -110,15 +152,3 @@ def _script(request: Request) -> str:
         f'cd "$(dirname "$0")/workspace/"{shlex.quote(folder)} &&\n'
         f"exec env -i {shlex.join(told)} {shlex.join(request.command)}\n"
     )
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        for folder, directories, _ in os.walk(path):
-            for name in directories:
-                full = os.path.join(folder, name)
-                if not os.path.islink(full):
-                    os.chmod(full, 0o700)
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)

@@ -13,17 +13,22 @@ import posixpath
 import stat
 from collections.abc import Callable, Iterator, Sequence
 
+from ..core.blocks import inputs_line, root_line
 from ..core.errors import EnvironmentFault, Interrupted
 from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from ..core.observation import WROTE, Access, Declared, Observation, Touched, judge
-from ..core.patterns import compile_pattern, escape, is_never, is_pattern
+from ..core.paths import is_within
+from ..core.patterns import compile_pattern, escape, is_never, is_pattern, never_in
 from ..core.policy import WORKSPACE
 from ..core.query import Graph
-from ..executors.local import describe
+from ..core.secrecy import Masker
+from ..executors.local import confide, describe, masked
 from ..sandbox.base import Job, Staged
+from ..sandbox.descent import walk
 from ..sandbox.strace import find_strace, parse, traced
 from .rehearsal import Part, Stage
+from .workspace import kind_by_mode
 
 RUNS_MAX = 5
 DIRECTORIES_MAX = 50_000
@@ -113,7 +118,7 @@ class Observer:
         return replace(
             job,
             staged=[*kept, *(item for item in extra if item is not None)],
-            directories=sorted({*job.directories, *(d for d in directories if not _below(d, hidden))} - staged),
+            directories=sorted({*job.directories, *(d for d in directories if not is_within(d, hidden))} - staged),
             backdrop=self._root,
             hidden=tuple(path for path in (*hidden, *hushed) if path not in present or path in hidden),
             fresh=True,
@@ -167,6 +172,8 @@ class Observer:
 
     def _run(self, part: Part, job: Job) -> Told:
         trace = os.path.join(self._stage.scratch, "trace")
+        os.close(os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))  # It tells what a command was given.
+        masker = self._stage.masker(part)
         ended, held = os.pipe()  # The tracer holds the other end until it has written everything.
         os.set_inheritable(held, True)
         try:
@@ -175,7 +182,7 @@ class Observer:
             held = -1
             try:
                 self._raise_if_interrupted()
-                finished = sandbox.run(job)
+                finished = masked(sandbox.run(confide(job, masker)), masker, job.max_output_bytes)
                 try:
                     made, directories = _left(finished.workspace_fd)
                     depfiles = _read_depfiles(finished.workspace_fd, made)
@@ -198,7 +205,7 @@ class Observer:
                 hint="strace 5.9 or later is needed, and the right to trace own processes",
             )
         staged = {item.path for item in job.staged}
-        return Told(
+        told = Told(
             accesses,
             [path for path in made if path not in staged],
             [path for path in directories if not os.path.lexists(self._full(path)) and path not in job.directories],
@@ -208,6 +215,7 @@ class Observer:
             finished.stderr,
             depfiles,
         )
+        return told if masker is None else _without_secrets(told, masker)
 
     def _raise_if_interrupted(self) -> None:
         if self._stage.signal is not None:
@@ -257,12 +265,14 @@ class Observer:
         if told.failure:
             seen.unused = []  # Nobody knows what it would have read.
         seen.made = [path for path in told.made if not declared.outputs(path)]
-        seen.undeclared = [each for each in seen.undeclared if not _is_clutter(each.path)]
+        seen.undeclared = [
+            each for each in seen.undeclared if not never_in(each.path, SHOWN | _VERSIONS)
+        ]  # Caches are no loss.
         for touched in seen.undeclared:
             touched.made_by = self._graph.maker(touched.path, ".") if _is_text(touched.path) else None
             touched.line = self._line(part.instance, touched)
         for touched in seen.outside:
-            touched.line = outside_line(touched.path)
+            touched.line = root_line(posixpath.dirname(touched.path))
         return seen
 
     def _resolve(self, path: str) -> Sequence[str]:
@@ -286,36 +296,10 @@ class Observer:
         for root in touched.path.split("/"):
             if root in SHOWN:
                 top = touched.path[: touched.path.index(root) + len(root)]
-                return f'[roots.{root.strip(".")}] path = "{top}", then roots = ["{root.strip(".")}"] in the step'
+                return root_line(top)
             if root in _VERSIONS:
                 return "no step sees version control: pass what it needs as a variable or a file"
-        return f"inputs = [..., {toml_string(input_text(touched.path, instance.step))}]"
-
-
-def input_text(path: str, step: str) -> str:
-    """A path as the manifest of that step writes it."""
-    folder = posixpath.dirname(step)
-    text = escape(path)
-    if not folder:
-        return text
-    return text[len(folder) + 1 :] if path.startswith(folder + "/") else "//" + text
-
-
-def toml_string(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def outside_line(path: str) -> str:
-    directory = posixpath.dirname(path)
-    name = "".join(c if c.isalnum() else "-" for c in posixpath.basename(directory)).strip("-") or "root"
-    return f'[roots.{name}] path = "{directory}", then roots = ["{name}"] in the step'
-
-
-def _is_clutter(path: str) -> bool:
-    """Caches and Requiem's own directories: hidden, and no loss to anybody."""
-    return any(name and is_never(name) and name not in SHOWN | _VERSIONS for name in path.split("/"))
+        return inputs_line(touched.path, instance.step)
 
 
 def _is_text(path: str) -> bool:
@@ -333,16 +317,11 @@ def _ways(path: str) -> Iterator[str]:
         yield "/".join(parts[:depth])
 
 
-def _below(path: str, tops: Sequence[str]) -> bool:
-    return any(path == top or path.startswith(top + "/") for top in tops)
-
-
 def _kind(full: str) -> str | None:
     try:
-        mode = os.lstat(full).st_mode
+        return kind_by_mode(os.lstat(full).st_mode)
     except (OSError, ValueError):
         return None
-    return "dir" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "file"
 
 
 def _covering(outputs: Sequence[str]) -> Callable[[str], bool]:
@@ -355,6 +334,18 @@ def _covering(outputs: Sequence[str]) -> Callable[[str], bool]:
         )
 
     return covers
+
+
+def _without_secrets(told: Told, masker: Masker) -> Told:
+    """A file may be named by a secret, and a command too."""
+    return replace(
+        told,
+        accesses=[replace(access, path=masker.mask_text(access.path)) for access in told.accesses],
+        made=[masker.mask_text(path) for path in told.made],
+        directories=[masker.mask_text(path) for path in told.directories],
+        failure=masker.mask_text(told.failure),
+        depfiles={masker.mask_text(path): masker.mask(content) for path, content in told.depfiles.items()},
+    )
 
 
 def _read_depfiles(workspace: int, made: Sequence[str]) -> dict[str, bytes]:
@@ -371,11 +362,11 @@ def _left(workspace: int) -> tuple[list[str], list[str]]:
     """Files and links below the upper layer, and directories; the marks of what was hidden or removed are devices."""
     files: list[str] = []
     found: list[str] = []
-    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=workspace, follow_symlinks=False):
-        for name in (*names, *directories):
-            mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
-            if stat.S_ISREG(mode) or stat.S_ISLNK(mode):
-                files.append(os.path.normpath(f"{folder}/{name}"))
-            elif stat.S_ISDIR(mode):
-                found.append(os.path.normpath(f"{folder}/{name}"))
+    for folder, _, entries in walk(workspace):
+        for name, seen in entries.items():
+            path = f"{folder}/{name}" if folder else name
+            if stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode):
+                files.append(path)
+            elif stat.S_ISDIR(seen.st_mode):
+                found.append(path)
     return sorted(files), sorted(found)

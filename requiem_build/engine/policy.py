@@ -5,13 +5,12 @@ Only sizes of inputs count for that, so none is read: of what another step has y
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.digest import EMPTY, Digest
 from ..core.entries import Entry, File, Tree
-from ..core.errors import SourceMissing, UnknownName, UsageError
+from ..core.errors import SourceMissing, UsageError
 from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
@@ -28,7 +27,7 @@ from ..store.layout import Store
 from . import memory, plans
 from .options import Options
 from .requests import Inputs, RequestMaker
-from .site import Site, find_site, host_platform, question_of, working_store
+from .site import Site, find_site, host_platform, named, staged_at, working_store
 from .stamps import Stamps
 from .surroundings import surroundings_of
 from .workspace import Workspace
@@ -87,13 +86,8 @@ def _plain(value: Any) -> Any:
 def explain_policy(options: Options, step: str) -> StepPolicy:
     """Raises UnknownName, or UsageError for a step that cannot be run at all."""
     site = find_site(options)
-    planned = plans.obtain(
-        site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots
-    )
-    named = [each for each in planned.plan.instances.values() if step in (each.name, each.step) and not each.is_group]
-    if not named:
-        raise UnknownName(f'"{step}" is no step that runs a command', hint="requiem list shows the steps")
-    return _Explanation(site, options, planned).explain(named[0], len(named) - 1)
+    planned, instances = named(site, options, step)
+    return _Explanation(site, options, planned).explain(instances[0], len(instances) - 1)
 
 
 class _Explanation:
@@ -173,8 +167,12 @@ class _Explanation:
         if request.policy.sandbox == "none":
             return explain_none()
         if request.policy.sandbox == "process":
+<<<<<<< HEAD
             folder = os.path.join(self.site.dot, "staged", request.digest[:24])
             return explain_process(job, folder, cgroup=self.site.settings.cgroup is not None)
+=======
+            return explain_process(job, staged_at(self.site, request))
+>>>>>>> en
         roots = [self.surroundings.host_path(root) for root in self.planned.plan.roots.values()]
         policy = request.policy
         return explain_strict(
@@ -239,7 +237,7 @@ class _Sizes:
         return self._sizes.get(digest, 0)
 
     def file(self, digest: Digest) -> str:
-        return f"{self._store.root}/v2/objects/{digest[:2]}/{digest[2:4]}/{digest}"
+        return self._store.objects.place.path(digest)
 
     def get(self, digest: Digest) -> bytes:
         """A directory's list."""

@@ -142,7 +142,7 @@ def _witnessed(witnesses: Mapping[str, str]) -> bool:
     from ..core.digest import object_digest
 
     for path, digest in witnesses.items():
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=sealed.at_once) as file:
             if object_digest(file.read()) != digest:
                 return False
     return True

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..core.entries import Entry
-from ..core.errors import EnvironmentFault, UnknownName, UsageError
+from ..core.errors import EnvironmentFault
 from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from ..core.request import SYSTEM_ROOT, Request
+from ..core.secrecy import Masker
 from ..executors.blobs import Blobs
-from ..executors.local import LocalExecutor
+from ..executors.local import LocalExecutor, masker_of
 from ..sandbox.base import Finished, Job, Sandbox
+from ..sandbox.descent import walk
 from ..store.layout import Store
 from . import build as builds
-from . import plans
 from .options import Options
 from .rerun import Beside
-from .site import Site, boot_sandbox, find_site, prepare_dot, question_of, working_store
+from .secrets import Secrets
+from .site import Site, boot_sandbox, find_site, make_scratch, named, working_store
 from .stamps import Stamps
 from .surroundings import Surroundings, surroundings_of
 from .workspace import InputChanged, Workspace
@@ -46,28 +46,19 @@ class Scene:
     parts: tuple[Part, ...]
 
 
-def members(options: Options, step: str) -> tuple[Site, Plan, tuple[str, ...]]:
-    """The instances that a name means, and all that the manifest says. Raises UnknownName, UsageError."""
-    site = find_site(options)
-    planned = plans.obtain(
-        site.root, question_of(site, replace(options, targets=(step,))), site.seal, site.settings.roots
-    )
-    instances = planned.plan.instances
-    found = tuple(name for name, each in instances.items() if step in (name, each.step) and not each.is_group)
-    if not found:
-        if any(step in (name, each.step) for name, each in instances.items()):
-            raise UsageError(f'"{step}" is a group: it has no command of its own')
-        raise UnknownName(f'no step "{step}"', hint="requiem list")
-    return site, planned.plan, found
-
-
 def set_scene(options: Options, step: str, build: Callable[[Options], None]) -> Scene:
     """Builds what a step needs (by `build`, which may raise), and asks what the step itself would be asked.
 
+    Raises UnknownName first of all for a secret that is not set.
     What it needs is built at its own level; the step itself is asked at the level that `options` say.
     """
     level, options = options.sandbox, replace(options, sandbox=None)
-    site, plan, names = members(options, step)
+    site = find_site(options)
+    planned, instances = named(site, options, step)
+    plan, names = planned.plan, [instance.name for instance in instances]
+    Secrets(options.environment, site.settings.secrets).values(
+        {secret for name in names for secret in plan.instances[name].secrets}
+    )
     needed = {need for name in names for need in (*plan.instances[name].needs, *plan.instances[name].after)}
     if needed - set(names):
         build(replace(options, targets=tuple(name for name in plan.instances if name in needed)))
@@ -114,12 +105,13 @@ def _at_level(part: Part, level: str, site: Site, surroundings: Surroundings) ->
 class Stage:
     """`with` a scratch store that vanishes. Jobs of parts, and strict sandboxes to run them in."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, environment: Mapping[str, str]) -> None:
+        """`environment` is the caller's, for secrets."""
         self.site = site
-        prepare_dot(site.dot)
+        self._secrets = Secrets(environment, site.settings.secrets)
+        self._scratch = make_scratch(site)
+        self.scratch = self._scratch.path
         self.store: Store = working_store(site)
-        self.scratch = tempfile.mkdtemp(prefix="requiem-stage-")
-        os.chmod(self.scratch, 0o755)  # The sandbox's own user is shown files of it.
         self.blobs = Blobs(Beside(self.store.objects, Path(self.scratch, "store")))
         self.workspace = Workspace(site.root, Stamps(keep=self.blobs.hold), self.blobs)
         self.running: Sandbox | None = None
@@ -134,7 +126,7 @@ class Stage:
         if self.running is not None:
             self.running.close()
         self._lease.__exit__(None, None, None)
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        self._scratch.close()
 
     def interrupt(self, number: int) -> None:
         """From a signal handler: TERM to what runs; the second time KILL."""
@@ -144,7 +136,10 @@ class Stage:
             self.running.cancel(kill=again)
 
     def job(self, part: Part) -> Job:
-        """What the step would be given. Raises InputChanged's words as EnvironmentFault if a file changed meanwhile."""
+        """What the step would be given, without the values of its secrets.
+
+        Raises InputChanged's words as EnvironmentFault if a file changed meanwhile.
+        """
         try:
             for path, entry in self._sources(part):
                 self.workspace.keep(path, entry)
@@ -152,6 +147,10 @@ class Stage:
             raise EnvironmentFault(f'"{changed.path}" changed meanwhile', hint="try again") from None
         executor = LocalExecutor(self.blobs, self.boot, workspace=self.site.root)
         return executor.job(part.request, part.offered, part.instance.limits)
+
+    def masker(self, part: Part) -> Masker | None:
+        """Of its secrets, for `confide` and `masked`. Raises UnknownName, UsageError."""
+        return masker_of(part.request, self._secrets.values)
 
     def _sources(self, part: Part) -> list[tuple[str, Entry]]:
         found: dict[str, Entry] = dict(part.offered)
@@ -174,9 +173,9 @@ def left_behind(finished: Finished, job: Job) -> list[str]:
     """Files and links of a finished job's workspace that were not staged, and those that were changed."""
     staged = {item.path for item in job.staged}
     found = []
-    for folder, directories, names, descriptor in os.fwalk(".", dir_fd=finished.workspace_fd, follow_symlinks=False):
-        for name in (*names, *directories):
-            path = os.path.normpath(f"{folder}/{name}")
-            if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode) and path not in staged:
+    for folder, _, entries in walk(finished.workspace_fd):
+        for name, seen in entries.items():
+            path = f"{folder}/{name}" if folder else name
+            if not stat.S_ISDIR(seen.st_mode) and path not in staged:
                 found.append(path)
     return sorted({*found, *finished.changed})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ from ..store.files import Scratch
 from ..store.layout import Store
 from ..store.objects import Objects
 from ..store.place import Place
-from .site import Site, boot_sandbox, host_platform
+from .site import Site, boot_sandbox, host_platform, make_scratch
 from .stamps import Stamps
 from .surroundings import surroundings_of
 
@@ -86,9 +85,8 @@ class Rerunner:
     def __init__(self, site: Site, store: Store, roots: Mapping[str, Root]) -> None:
         self._site = site
         self._store = store
-        self._scratch = tempfile.mkdtemp(prefix="requiem-rerun-")
-        os.chmod(self._scratch, 0o755)  # The sandbox's own user is shown files of it.
-        self.blobs = Blobs(Beside(store.objects, Path(self._scratch, "store")))
+        self._scratch = make_scratch(site)
+        self.blobs = Blobs(Beside(store.objects, Path(self._scratch.path, "store")))
         self.blobs.put(b"")
         stamps = Stamps()
         self._surroundings = surroundings_of(site, roots, stamps, {})
@@ -104,7 +102,7 @@ class Rerunner:
     def __exit__(self, *_: object) -> None:
         for executor in self._executors.values():
             executor.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.close()
 
     def interrupt(self, number: int) -> None:
         """From a signal handler: ends what runs and starts nothing more."""
@@ -188,7 +186,7 @@ class Rerunner:
         key = (perturbation, roots)
 
         def boot(asked: Request) -> Sandbox:
-            return boot_sandbox(asked, self._site, self._store, [*roots, self._scratch], perturbation)
+            return boot_sandbox(asked, self._site, self._store, [*roots, self._scratch.path], perturbation)
 
         with self._lock:
             if key not in self._executors:

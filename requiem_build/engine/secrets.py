@@ -6,6 +6,7 @@ Values are read when a step is about to run, and go to that step alone.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -68,7 +69,7 @@ def _read(name: str, place: object) -> str:
                 raise UsageError(
                     f'the file of the secret "{name}" may be read by others, or is no file',
                     facts=[("path", path)],
-                    hint=f"chmod 600 {path}",
+                    hint=f"chmod 600 {shlex.quote(path)}",
                 )
             content = file.read(VALUE_MAX + 2)
     except OSError as error:

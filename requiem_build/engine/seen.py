@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from ..core.errors import UnknownName
 from ..core.fields import dataclass
 from ..core.instance import Instance
-from ..core.query import Graph
 from ..core.request import SYSTEM_ROOT
 from ..sandbox.linux import StrictSandbox
 from ..sandbox.masks import Shown
 from ..sandbox.showing import show
 from ..sandbox.visible import View
-from . import plans
 from .options import Options
-from .site import Site, find_site, question_of
+from .site import Site, find_site, named
 from .stamps import Stamps
 from .surroundings import Surroundings, surroundings_of
 
@@ -51,20 +47,15 @@ class Seen:
 
 
 def look(options: Options, name: str) -> list[Seen]:
-    """Of each instance of a step. A view of packages is mounted for the answer.
+    """Of each instance that a name means. A view of packages is mounted for the answer.
 
     Raises UnknownName for what the manifest does not have, SandboxUnavailable where a view cannot be had.
     """
     site = find_site(options)
-    planned = plans.obtain(site.root, question_of(site, options), site.seal, site.settings.roots)
-    cwd = os.path.relpath(options.start, site.root)
-    found = Graph(planned.plan).resolve(name, "." if cwd.startswith("..") else cwd)
-    instances = [planned.plan.instances[each] for each in found or ()]
-    if not instances:
-        raise UnknownName(f'no step is named "{name}"', hint="`requiem list` lists them")
+    planned, instances = named(site, options, name)
     surroundings = surroundings_of(site, planned.plan.roots, Stamps(), options.environment)
     level = options.sandbox or site.settings.sandbox
-    return list(_seen(site, surroundings, [each for each in instances if not each.is_group], level, planned.plan.roots))
+    return list(_seen(site, surroundings, instances, level, planned.plan.roots))
 
 
 def _seen(

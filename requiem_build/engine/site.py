@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
 from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, UsageError
-from ..core.fields import dataclass
+from ..core.fields import dataclass, replace
 from ..core.request import SYSTEM_ROOT, Request
 from ..sandbox.base import Sandbox
 from ..store.durability import BATCH
@@ -24,11 +24,13 @@ from .settings import Settings, load_settings
 from .workspace import DOT, Files, InputChanged, find_workspace
 
 if TYPE_CHECKING:
+    from ..core.instance import Instance
     from ..sandbox.cgroups import Cgroups
     from ..sandbox.distribution import Distribution
     from ..sandbox.linux import StrictSandbox
     from ..sandbox.masks import Shown
     from ..sandbox.perturbation import Perturbation
+    from .scratch import Scratch
     from .trust import Trust
 
 
@@ -36,6 +38,8 @@ AHEAD_MAX = 8
 """Workers that are started before a step asks for one."""
 STAND_IN = "stand-in"
 """Below `.requiem/`: what builds make while the store cannot be written."""
+BESIDE = "beside"
+"""Below `.requiem/`: what works beside the builds; see `scratch.py`."""
 
 
 @dataclass(slots=True)
@@ -77,10 +81,13 @@ def find_site(options: Options) -> Site:
 def _refuse_link(path: str) -> None:
     """What Requiem empties and overwrites is its own only where it lies in the workspace itself."""
     if os.path.islink(path):
+        import shlex
+
+        quoted = shlex.quote(path)
         raise UsageError(
             f'"{path}" is a symlink, and Requiem writes to no other place than the workspace',
             facts=[("leads to", os.readlink(path))],
-            hint=f"rm {path}: what it holds can be made again",
+            hint=f"rm {quoted}: what it holds can be made again",
         )
 
 
@@ -101,14 +108,25 @@ def question_of(site: Site, options: Options) -> plans.Question:
         tags=options.tags,
         profile=options.profile,
         sets=tuple(sorted(options.sets.items())),
-        cwd=os.path.relpath(options.start, site.root) if _is_inside(options.start, site.root) else ".",
+        cwd=cwd_of(site, options.start),
         platform=tuple(sorted(host_platform().items())),
         user_roots=repr(sorted(site.settings.roots.items())),
     )
 
 
-def _is_inside(path: str, root: str) -> bool:
-    return path == root or path.startswith(root + "/")
+def cwd_of(site: Site, start: str) -> str:
+    """From where in the workspace names are meant: its root for whoever stands outside of it."""
+    inside = start == site.root or start.startswith(site.root + "/")
+    return os.path.relpath(start, site.root) if inside else "."
+
+
+def named(site: Site, options: Options, step: str) -> tuple[plans.Planned, list[Instance]]:
+    """The plan of a target, and the instances with a command that its name means. Raises UnknownName, ManifestError."""
+    from ..core.query import Graph
+
+    question = question_of(site, replace(options, targets=(step,)))
+    planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+    return planned, Graph(planned.plan).running(step, question.cwd)
 
 
 def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read_only: bool = False) -> Store:
@@ -206,8 +224,8 @@ def can_write(site: Site) -> bool:
 
 
 def prepare_dot(dot: str) -> None:
-    """`.requiem/` with its own ignore file; what crashed runs left in its scratch is removed."""
-    for name in ("tmp", "staged", "displaced", STAND_IN):
+    """`.requiem/` with its own ignore file. Raises UsageError if it leads elsewhere, EnvironmentFault."""
+    for name in ("tmp", "staged", "displaced", "kept", BESIDE, STAND_IN):
         _refuse_link(os.path.join(dot, name))
     try:
         os.makedirs(os.path.join(dot, "tmp"), exist_ok=True)
@@ -222,14 +240,38 @@ def prepare_dot(dot: str) -> None:
 
 
 def clear_scratch(dot: str) -> None:
+    """What crashed runs left. Only for whoever holds the workspace's lock."""
     for folder in ("tmp", "staged"):
         path = os.path.join(dot, folder)
+        left: list[str] = []
         with suppress(OSError), os.scandir(path) as items:
-            for item in items:
-                if item.is_dir(follow_symlinks=False):
-                    shutil.rmtree(item.path, ignore_errors=True)
-                else:
-                    os.unlink(item.path)
+            left = [item.path for item in items]
+        if left:
+            from ..sandbox.descent import remove  # Seldom needed.
+
+            for item in left:
+                with suppress(OSError):
+                    remove(item)
+    beside = os.path.join(dot, BESIDE)
+    if os.path.lexists(beside):
+        from .scratch import clear_abandoned
+
+        clear_abandoned(beside)
+
+
+def staged_at(site: Site, request: Request) -> str:
+    """The directory in which a step of the level `process` runs."""
+    return os.path.join(site.dot, "staged", request.digest[:24])
+
+
+def make_scratch(site: Site) -> Scratch:
+    """For work beside the builds of this workspace, also where nothing can be written in it."""
+    from .scratch import Scratch
+
+    writable = can_write(site)
+    if writable:
+        prepare_dot(site.dot)
+    return Scratch(os.path.join(site.dot if writable else site.cache_home, BESIDE))
 
 
 def _is_gone(store: Store, error: SandboxUnavailable) -> bool:
@@ -283,7 +325,7 @@ def boot_sandbox(
     if level == "none":
         return NoSandbox(workspace=site.root)
     # The path is part of what the step sees: the same for the same request, and no other step's.
-    return ProcessSandbox(os.path.join(site.dot, "staged", request.digest[:24]), _cgroups(site))
+    return ProcessSandbox(staged_at(site, request), _cgroups(site))
 
 
 def start_workers(count: int) -> None:

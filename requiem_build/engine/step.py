@@ -75,7 +75,7 @@ class _Once:
 
 @dataclass(slots=True)
 class Performer:
-    """Everything that steps share. `use_cache` is false for `--cache off` and `wo`, which also ignore what is fresh."""
+    """Everything that steps share. `always` says why each of them runs whatever is known; empty where it need not."""
 
     instances: Mapping[str, Instance]
     places: Mapping[str, tuple[int, tuple[int, ...]]]
@@ -88,7 +88,7 @@ class Performer:
     layout: Layout
     rebuilder: Rebuilder
     emit: Listener
-    use_cache: bool
+    always: str
     dry_run: bool
     verbose: bool
     asked: Callable[[str, Request, Mapping[str, Entry]], None] | None = None
@@ -213,15 +213,16 @@ class Performer:
         if self.asked is not None:
             self.asked(instance.name, asked.request, offered)
         refusal = why_not_remembered(instance, asked.request.policy.sandbox)
-        if self.use_cache and not refusal:
+        must_run = refusal or self.always
+        if not must_run:
             found = self.recollection.answer(instance, asked.request, offered, restore=not self.dry_run)
             if found is not None:
                 return self._as_remembered(instance, *found)
         self.ran_unremembered |= bool(refusal)
         if self.dry_run:
-            return self._predict(instance, asked.request, offered, refusal)
-        reason = _Once(lambda: refusal or self.recollection.reason(instance, asked.request, offered))
-        if not refusal and asked.request.digest not in self._flights:
+            return self._predict(instance, asked.request, offered, must_run)
+        reason = _Once(lambda: must_run or self.recollection.reason(instance, asked.request, offered))
+        if not must_run and asked.request.digest not in self._flights:
             recalled = self.rebuilder.recall(asked.request, offered)
             if recalled is not None:
                 return self._conclude(instance, inputs, recalled, reason, offered)
@@ -275,10 +276,10 @@ class Performer:
 
     # Hit, or run
 
-    def _predict(self, instance: Instance, request: Request, offered: Mapping[str, Entry], refusal: str) -> Outcome:
-        found = self.rebuilder.recall(request, offered) if self.use_cache and not refusal else None
+    def _predict(self, instance: Instance, request: Request, offered: Mapping[str, Entry], must_run: str) -> Outcome:
+        found = self.rebuilder.recall(request, offered) if not must_run else None
         if found is None:
-            reason = refusal or self.recollection.reason(instance, request, offered)
+            reason = must_run or self.recollection.reason(instance, request, offered)
             finished = self._finished(instance, "miss", request.digest, reason=reason)
             return Outcome(True, {}, finished, known=False)
         result = found.result

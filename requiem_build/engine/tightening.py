@@ -6,23 +6,23 @@ before it is offered; one that makes no manifest is left out, and said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from ..core.blocks import input_text
 from ..core.documents import Place
 from ..core.edits import CannotEdit, add_items, add_key, add_named, patch, remove_item
-from ..core.errors import RequiemError
+from ..core.errors import RequiemError, UsageError
 from ..core.fields import dataclass, field
 from ..core.instance import Instance
 from ..core.locate import KeyPath
 from ..core.manifest import Manifest, Step, load_manifest
 from ..core.observation import Observation, readable
 from ..core.paths import BadPath, resolve
-from ..core.patterns import NEVER, compile_pattern, is_never, unescape
+from ..core.patterns import NEVER, compile_pattern, never_in, unescape
 from ..core.plan import make_plan
-from .observing import input_text
 from .options import Options
 from .rehearsal import Part
-from .site import Site, host_platform
+from .site import Site, find_site, host_platform, named
 from .workspace import Files, WorkspaceListing
 
 
@@ -42,6 +42,15 @@ class _Item:
 
     text: str
     place: Place
+
+
+def step_of(options: Options, name: str) -> str:
+    """The one step that a name means: what is declared for all its instances is judged by all. Raises UsageError."""
+    _, instances = named(find_site(options), options, name)
+    steps = list(dict.fromkeys(each.step for each in instances))
+    if len(steps) > 1:
+        raise UsageError(f'"{name}" is {len(steps)} steps', facts=[("steps", ", ".join(steps[:5]))], hint="name one")
+    return steps[0]
 
 
 def tighten(site: Site, options: Options, step: str, seen: Sequence[tuple[Part, Observation]]) -> Tightened:
@@ -123,7 +132,7 @@ class _Tightening:
         found: dict[str, None] = {}
         for _, seen in self._seen:
             for touched in seen.undeclared:
-                if any(is_never(name) for name in touched.path.split("/")):
+                if never_in(touched.path):
                     if NEVER & set(touched.path.split("/")):
                         self._note(f"{readable(touched.path)} is used: {touched.line}")
                     continue
@@ -160,16 +169,15 @@ class _Tightening:
         if self._try(where, change, why):
             self._found.added += needed
 
-    def _try(self, place: Place, change: object, why: str) -> bool:
+    def _try(self, place: Place, change: Callable[[str], str], why: str) -> bool:
         """Makes one change if a manifest comes of it."""
-        assert callable(change)
         document = place.source.document(place.path)
         old = self._changed.get(document.path)
         if old is None:
             content = self._files.read(document.path) or b""
             old = self._texts[document.path] = content.decode("utf-8")
         try:
-            new = str(change(old))
+            new = change(old)
             self._check(document.path, new)
         except CannotEdit as cannot:
             self._found.notes.append(f"{why}, but {cannot}")

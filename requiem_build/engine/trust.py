@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.entries import Entry
-from ..core.errors import EnvironmentFault, UsageError
+from ..core.errors import UsageError
 from ..core.fields import dataclass, replace
 from ..core.request import Request
 from ..core.result import Record
@@ -22,6 +22,7 @@ from ..store.keys import LOCAL, Key, Keys, Verifier
 from ..store.layout import Store
 from ..store.seals import SealedRecords, seal
 from .settings import config_path
+from .workspace import read_regular
 
 LOCAL_FILE = "requiem.local.toml"
 _KEYS = ("accept", "threshold", "min_level", "sign")
@@ -155,15 +156,8 @@ def _policy(wish: Wish, names: tuple[str, ...], keys: Keys) -> HitPolicy:
 
 
 def _local_table(root: str) -> Mapping[str, Any] | None:
-    path = os.path.join(root, LOCAL_FILE)
-    try:
-        with open(path, "rb") as file:
-            content = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise EnvironmentFault(f'cannot read "{path}"', facts=[("cause", error.strerror or str(error))]) from error
-    if b"trust" not in content:
+    content = read_regular(os.path.join(root, LOCAL_FILE))
+    if content is None or b"trust" not in content:
         return None
     import tomllib
 

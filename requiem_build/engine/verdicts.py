@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..core.errors import UnknownName
 from ..core.events import StepFinished
 from ..core.fields import dataclass, replace
-from ..core.instance import Instance
+from ..core.instance import Instance, Plan
+from ..core.query import Graph
 from ..core.request import Request, parse_request
 from ..core.verdict import Level, Verdict, parse_level, suffices
 from ..store.layout import Store
@@ -52,25 +51,11 @@ def find_all_known(store: Store, names: Sequence[str], memory: Memory, workspace
     return found
 
 
-def select(instances: Mapping[str, Instance], wanted: Sequence[str]) -> list[str]:
-    """Steps of the plan by name, by step, by output or by a pattern over names; all without `wanted`.
-
-    Raises UnknownName.
-    """
-    names = [name for name, instance in instances.items() if not instance.is_group]
-    if not wanted:
-        return names
-    found: dict[str, None] = {}
-    for text in wanted:
-        matched = [name for name in names if name == text] or [
-            name
-            for name in names
-            if instances[name].step == text or text in instances[name].outputs or fnmatch.fnmatchcase(name, text)
-        ]
-        if not matched:
-            raise UnknownName(f'no step, output or name matches "{text}"', hint="requiem list")
-        found |= dict.fromkeys(matched)
-    return [name for name in names if name in found]
+def select(plan: Plan, wanted: Sequence[str], cwd: str) -> list[str]:
+    """The instances that these names mean, in plan order; all without `wanted`. Raises UnknownName."""
+    graph = Graph(plan)
+    found = {instance.name for text in wanted for instance in graph.running(text, cwd)}
+    return [name for name, each in plan.instances.items() if not each.is_group and (name in found or not wanted)]
 
 
 def fresh_verdict(known: Known) -> Verdict:

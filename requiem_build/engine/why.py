@@ -6,13 +6,11 @@ The prediction is a dry run; each difference is one between two kept requests, s
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..core.digest import Digest
 from ..core.entries import Entry
-from ..core.errors import UnknownName
 from ..core.events import Event, StepFinished
 from ..core.fields import dataclass, field, replace
 from ..core.instance import Plan
@@ -27,7 +25,7 @@ from .build import Running, build
 from .contents import Contents
 from .explain import Change, System, changes
 from .options import Options
-from .site import Site, find_site, working_store
+from .site import Site, cwd_of, find_site, working_store
 from .systems import system_changes
 
 SCHEMA = "requiem.why/1"
@@ -172,20 +170,9 @@ class Explainer:
         self._contents = Contents(prediction.site.root, prediction.store)
 
     def members(self, target: str, start: str) -> list[str]:
-        """The instances that a target means, those of a group instead of it."""
-        cwd = os.path.relpath(start, self.prediction.site.root)
-        graph = Graph(self.prediction.plan)
-        found = graph.resolve(target, "." if cwd.startswith("..") else cwd) or []
-        members: dict[str, None] = {}
-        for name in found:  # Grows while it is walked: groups of groups.
-            instance = self.prediction.plan.instances[name]
-            if instance.is_group:
-                found.extend(need for need in instance.needs if need not in found)
-            else:
-                members[name] = None
-        if not members:
-            raise UnknownName(f'"{target}" has no steps of its own to explain')
-        return list(members)
+        """The instances that a target means. Raises UnknownName."""
+        found = Graph(self.prediction.plan).running(target, cwd_of(self.prediction.site, start))
+        return [instance.name for instance in found]
 
     def explain(self, name: str) -> Why:
         event = self.prediction.finished[name]

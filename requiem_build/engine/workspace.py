@@ -50,7 +50,7 @@ class Files:
         full = os.path.join(self.root, path)
         chain = links_of(full)
         looks = [Look.at(step) for step in chain]
-        self.contents[path] = content = _read_regular(full)
+        self.contents[path] = content = read_regular(full)
         for step, look in zip(chain, looks, strict=True):
             look.content = content if step == chain[-1] else None
             look.link = os.readlink(step) if os.path.islink(step) else None
@@ -75,18 +75,22 @@ class Look:
         return Look(stamp, is_racy(stamp, time.time_ns()))
 
 
-def _read_regular(path: str) -> bytes | None:
+def read_regular(path: str) -> bytes | None:
+    """None if nothing is there. Raises UsageError for what is no file, which is never waited for; EnvironmentFault."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise EnvironmentFault(f'cannot read "{path}"', facts=[("cause", error.strerror or str(error))]) from error
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise UsageError(f'"{path}" is {kind_of(found.st_mode)}, not a file')
-        return file.read()
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise UsageError(f'"{path}" is {kind_of(mode)}, not a file')
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 class WorkspaceListing:

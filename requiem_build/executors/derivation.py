@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 
 from ..core import includes
 from ..core.includes import OUTSIDE, Scan, Search, Unknown
+from ..core.paths import is_within
 from ..core.patterns import matches_any
 from ..core.request import SHADOWS, Request
 from .paths import ancestors, plain
@@ -89,7 +90,7 @@ class Derivation:
         for directory in self._search.directories:
             path = self._place(directory)
             if path != OUTSIDE:
-                if any(path == root or path.startswith(root + "/") for root in self._request.roots):
+                if is_within(path, self._request.roots):
                     raise Unknown(f"the directory {directory} is a root's")
                 inside[self._shown.real(path)] = None
             elif directory.startswith("/usr/") and ":" not in directory:

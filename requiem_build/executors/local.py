@@ -36,7 +36,9 @@ IDLE_MIN = 8
 
 
 class Keep(Protocol):
-    def __call__(self, request: Request, job: Job, finished: Finished, *, failed: bool) -> None: ...
+    def __call__(
+        self, request: Request, job: Job, finished: Finished, *, failed: bool, masker: Masker | None
+    ) -> None: ...
 
 
 class LocalExecutor:
@@ -84,7 +86,7 @@ class LocalExecutor:
         self._closed = False
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
-        masker = self._masker(request)
+        masker = masker_of(request, self._secrets)
         job = confide(self.job(request, offered, limits), masker)
         self._turns.get()
         try:
@@ -108,20 +110,6 @@ class LocalExecutor:
         finally:
             finished.close()
             self._release(request, sandbox, healthy=True)
-
-    def _masker(self, request: Request) -> Masker | None:
-        if not request.secrets:
-            return None
-        values = self._secrets(request.secrets)
-        assert values.keys() == set(request.secrets)
-        masker = Masker(values)
-        told = masker.held_in(request.encoded)
-        if told is not None and len(values[told]) >= PIECE_MIN:
-            raise UsageError(
-                f'the value of the secret "{told}" is also written in the command, a variable or a path of its step',
-                hint="it would be in the key, and so known to whoever reads the store: use the variable instead",
-            )
-        return masker
 
     # Sandboxes
 
@@ -269,7 +257,7 @@ class LocalExecutor:
                 failure, termination = missing.what, missing.termination
                 undeclared = collector.undeclared(request.outputs, staged)
         if self._keep is not None:
-            self._keep(request, job, finished, failed=bool(failure))
+            self._keep(request, job, finished, failed=bool(failure), masker=masker)
         if self._list_undeclared and not undeclared:
             undeclared = collector.undeclared((*request.outputs, request.depfile or ""), staged)
         if masker is not None:  # A command, a link or a file can be named by it.
@@ -335,6 +323,22 @@ class LocalExecutor:
             maker = self._maker(path)
             if maker is not None:
                 raise NotCollected(f'read "{path}", which step "{maker}" makes, without declaring it')
+
+
+def masker_of(request: Request, secrets: Callable[[Sequence[str]], Mapping[str, str]]) -> Masker | None:
+    """None for a request without secrets. Raises what `secrets` raises, and UsageError for one that is in the key."""
+    if not request.secrets:
+        return None
+    values = secrets(request.secrets)
+    assert values.keys() == set(request.secrets)
+    masker = Masker(values)
+    told = masker.held_in(request.encoded)
+    if told is not None and len(values[told]) >= PIECE_MIN:
+        raise UsageError(
+            f'the value of the secret "{told}" is also written in the command, a variable or a path of its step',
+            hint="it would be in the key, and so known to whoever reads the store: use the variable instead",
+        )
+    return masker
 
 
 def confide(job: Job, masker: Masker | None) -> Job:

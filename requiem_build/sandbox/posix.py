@@ -21,6 +21,7 @@ from ..core.policy import HOME, INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
 from .attendant import Attendant, fault_of
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
+from .descent import remove
 from .ending import name_ending
 from .layout import plan_ceilings_without_mounts, plan_directories, plan_rlimits_without_namespaces
 from .perturbation import placed
@@ -210,23 +211,13 @@ def _look(path: str, workspace: int) -> _Stamp | None:
 
 def _remove(top: str) -> None:
     """A whole tree, whatever modes a step gave to its directories."""
-    if not os.path.lexists(top):
-        return
-
-    def open_up(_: object, path: str, __: object) -> None:
-        os.chmod(os.path.dirname(path), 0o700)
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.chmod(path, 0o700)
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-    for _ in range(3):
-        shutil.rmtree(top, onerror=open_up)
-        if not os.path.lexists(top):
-            return
-    raise EnvironmentFault("the scratch directory cannot be emptied", facts=[("path", top)])
+    try:
+        remove(top)
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise EnvironmentFault(
+            "the scratch directory cannot be emptied", facts=[("path", top), ("cause", cause)]
+        ) from error
 
 
 class NoSandbox:

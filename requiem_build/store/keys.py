@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -147,13 +148,14 @@ class Keys:
                 raise UsageError(
                     f'"{what}" could be written by others: it is not believed',
                     facts=[("mode", f"{mode:04o}"), ("owner", str(seen.st_uid))],
-                    hint=f"chmod go-w {what}",
+                    hint=f"chmod go-w {shlex.quote(what)}",
                 )
         if private and (stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid != os.geteuid()):
             raise UsageError(
                 f'the private key "{path}" can be read by others: it is not used',
                 facts=[("mode", f"{stat.S_IMODE(status.st_mode):04o}"), ("owner", str(status.st_uid))],
-                hint=f"chmod 600 {path}, or revoke it and make another: requiem keys revoke, requiem keys new",
+                hint=f"chmod 600 {shlex.quote(path)}, or revoke it and make another: "
+                "requiem keys revoke, requiem keys new",
             )
         return content
 

@@ -266,6 +266,13 @@ def test_cache_modes_read_and_write_as_they_say(two: Project) -> None:
     assert two.build("--cache", "off").counts == {"ran": 2}
 
 
+@pytest.mark.parametrize("mode", ["off", "wo"])
+def test_what_runs_since_no_answer_is_wanted_says_so(two: Project, mode: str) -> None:
+    for words in ([], [], ["-n"]):
+        steps = two.build("--cache", mode, *words).report["steps"]
+        assert {step["reason"] for step in steps if step["state"] != "unknown"} == {f"--cache {mode}: every step runs"}
+
+
 def test_steps_that_may_not_be_remembered_run_each_time_and_say_why(project: Project) -> None:
     project.manifest("""
         [steps.never]

@@ -49,6 +49,34 @@ def test_any_item_of_a_list_can_go(index: int) -> None:
     assert set(comments(TEXT)) - set(comments(new)) <= {"# the first"}
 
 
+ITEMS = st.lists(st.sampled_from(["a", "b, c", "d]", "#"]), min_size=1, max_size=5)
+COMMENTS = st.sampled_from(["", " # x,", " # , ]", ' # "q", '])
+BREAKS = st.sampled_from([" ", "\n    "])
+
+
+@given(ITEMS, st.lists(st.tuples(COMMENTS, BREAKS, st.booleans()), min_size=6, max_size=6), st.integers(0, 4))
+def test_what_stands_in_comments_is_never_taken_for_a_comma(items: list[str], gaps: list[Any], which: int) -> None:
+    which %= len(items)
+    text = "[steps.a]\ninputs = ["
+    for number, item in enumerate(items):
+        comment, break_, late = gaps[number]
+        gap = f"{comment}\n    " if comment else break_
+        comma = "," if number < len(items) - 1 else ""
+        text += f"'{item}'{gap}{comma}" if late else f"'{item}'{comma}{gap}"
+    text += "]\n"
+    kept = [*items[:which], *items[which + 1 :]]
+    new = remove_item(text, ("steps", "a", "inputs", which))
+    assert tomllib.loads(new)["steps"]["a"]["inputs"] == kept
+    assert len(re.findall("#(?!')", text)) - len(re.findall("#(?!')", new)) <= 1, new
+
+
+def test_a_comma_in_a_comment_stays_there() -> None:
+    text = 'x = [\n  "a", # one, or\n  "b" ]\n'
+    assert remove_item(text, ("x", 1)) == 'x = [\n  "a" # one, or\n   ]\n'
+    table = 'x = { a = "1", b = ["2", "3"], c = "4" }\n'
+    assert remove_item(table, ("x", "c")) == 'x = { a = "1", b = ["2", "3"] }\n'
+
+
 def test_items_are_added_as_the_list_is_written() -> None:
     new = add_items(TEXT, ("steps", "b", "inputs"), ["z"])
     assert 'inputs = ["one", "two", "z"] # tail' in new

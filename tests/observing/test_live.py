@@ -345,3 +345,31 @@ def test_an_interrupted_observation_leaves_nothing(project: Project, number: int
 def test_a_failure_points_to_observe_when_nothing_else_is_known(project: Project) -> None:
     project.manifest('[steps.a]\ncommand = "echo something was not found >&2; exit 1"\n')
     assert "requiem observe a" in project.run("build").err
+
+
+def test_directories_deeper_than_any_recursion_are_no_trouble(deep: Project) -> None:
+    deep.write("deep.py", "import os\nfor _ in range(1400):\n    os.mkdir('d')\n    os.chdir('d')\nopen('f', 'w')\n")
+    deep.manifest('[steps.a]\ncommand = "python3 deep.py"\ninputs = ["deep.py"]\n')
+    assert observe(deep, "a")["made"] == ["d/" * 1400 + "f"]
+    added = deep.run("add", "-n", "b", "--", "python3", "deep.py")
+    assert added.code in (0, 2) and "RecursionError" not in added.err, added.err
+
+
+def test_a_step_that_is_observed_has_its_secrets_and_they_are_not_told(project: Project) -> None:
+    project.manifest("""
+        [steps.a]
+        command = "test -n $MY_TOKEN; mkdir d-$MY_TOKEN; touch d-$MY_TOKEN/f out; cat no-$MY_TOKEN || true"
+        inputs = ["unread"]
+        outputs = ["out"]
+        secrets = ["MY_TOKEN"]
+    """)
+    project.write("unread", "")
+    environment = {"MY_TOKEN": "hush-hush"}
+    ran = project.run("observe", "--json", "a", env=environment)
+    assert ran.code == 0, ran.err
+    told = ran.report["steps"][0]
+    assert told["made"] == ["d-***/f"] and "no-***" in told["absent"] and told["unused"] == ["unread"]
+    tightened = project.run("tighten", "a", env=environment)
+    assert tightened.code == 0 and '-inputs = ["unread"]' in tightened.out
+    for each in (ran, tightened, project.run("observe", "-v", "a", env=environment)):
+        assert "hush-hush" not in each.out + each.err

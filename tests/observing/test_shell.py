@@ -6,6 +6,7 @@ import os
 import pty
 import select
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -181,12 +182,128 @@ def test_all_is_kept_on_request_and_nothing_without(project: Project) -> None:
 
 
 def test_secrets_are_not_kept(project: Project) -> None:
-    project.manifest('[steps.a]\ncommand = "false"\nsecrets = ["MY_TOKEN"]\n')
-    project.run("build", env={"REQUIEM_KEEP": "1", "MY_TOKEN": "hush-hush"})
-    for path in (project.root / ".requiem/kept").rglob("*"):
-        assert not path.is_file() or "hush-hush" not in path.read_text()
+    project.manifest("""
+        [steps.a]
+        command = '''
+        echo "in $MY_TOKEN"; echo plain > plain; echo "x$MY_TOKEN" > content; printf %s "$MY_TOKEN" | base64 > spelled
+        touch "name-$MY_TOKEN"; mkdir "dir-$MY_TOKEN"; touch "dir-$MY_TOKEN/inside"; ln -s "$MY_TOKEN" link
+        { head -c 1048572 /dev/zero; echo "$MY_TOKEN"; } > cut
+        false'''
+        secrets = ["MY_TOKEN"]
+    """)
+    ran = project.run("build", env={"REQUIEM_KEEP": "1", "MY_TOKEN": "hush-hush"})
+    kept = project.root / ".requiem/kept"
+    assert [item.name for item in (kept / "a/workspace").iterdir()] == ["plain"]
+    assert (kept / "a/stdout").read_text() == "in ***\n"
+    assert "kept in .requiem/kept/a, without 6 of it, which hold a secret" in ran.err
+    for path in kept.rglob("*"):
+        assert "hush-hush" not in str(path)
+        assert not path.is_file() or b"hush-hush" not in path.read_bytes()
+    assert kept.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_shells_workspace_can_be_kept(step: Project) -> None:
     ran = step.run("shell", "a", "--", "touch", "made", env={"REQUIEM_KEEP": "1"})
     assert ran.code == 0 and step.exists(".requiem/kept/a/workspace/sub/made")
+
+
+DEEP = "import os\nfor _ in range(1400):\n    os.mkdir('d')\n    os.chdir('d')\nopen('f', 'w').close()\n"
+
+
+@pytest.mark.parametrize("level", ["strict", "process"])
+def test_what_is_nested_deeper_than_any_recursion_is_kept_and_removed(deep: Project, level: str) -> None:
+    deep.write("deep.py", DEEP)
+    deep.manifest(f"""
+        [steps.a]
+        command = "mkdir locked; python3 deep.py; chmod 0 locked; false"
+        inputs = ["deep.py"]
+        sandbox = "{level}"
+    """)
+    for _ in range(2):  # What the first time left is removed.
+        ran = deep.run("build", env={"REQUIEM_KEEP": "1"})
+        assert ran.code == 1 and "kept in .requiem/kept/a\n" in ran.err, ran.err
+        assert deep.exists(".requiem/kept/a/workspace/" + "d/" * 1400 + "f")
+    shell = deep.run("shell", "a", "--", "python3", "deep.py")
+    assert shell.code == 0 and "dropped: d/d/" in shell.err
+
+
+def test_what_is_nested_too_deeply_to_be_named_is_told(deep: Project) -> None:
+    deep.write("deep.py", DEEP.replace("'d'", "'d' * 100"))
+    deep.manifest('[steps.a]\ncommand = "python3 deep.py; false"\ninputs = ["deep.py"]\n')
+    ran = deep.run("build", env={"REQUIEM_KEEP": "1"})
+    assert ran.code == 1 and "kept in .requiem/kept/a, without 1 of it, nested too deeply to be named" in ran.err
+    assert deep.read(".requiem/kept/a/workspace/deep.py")
+
+
+# Secrets
+
+
+SECRET = {"MY_TOKEN": "hush-hush"}
+
+
+@pytest.fixture
+def secret(project: Project) -> Project:
+    project.manifest("""
+        [steps.first]
+        command = "touch first"
+        outputs = ["first"]
+        [steps.a]
+        command = "test -n $MY_TOKEN; touch made-$MY_TOKEN out; echo got $MY_TOKEN >&2"
+        inputs = ["first"]
+        outputs = ["out"]
+        secrets = ["MY_TOKEN"]
+    """)
+    return project
+
+
+@pytest.mark.parametrize("level", ["strict", "process"])
+def test_a_shell_has_the_steps_secrets_and_does_not_tell_them(secret: Project, level: str) -> None:
+    script = 'test "$MY_TOKEN" = hush-hush && echo "o $MY_TOKEN" && echo "e $MY_TOKEN" >&2 && touch "f-$MY_TOKEN"'
+    environment = {**SECRET, "REQUIEM_KEEP": "1"}
+    ran = secret.run("shell", "--sandbox", level, "a", "--", "sh", "-c", script, env=environment)
+    assert ran.code == 0 and ran.out == "o ***\n"
+    assert "e ***\n" in ran.err and "dropped: f-***" in ran.err and "without 1 of it" in ran.err
+    assert "hush-hush" not in ran.err
+    for path in (secret.root / ".requiem/kept").rglob("*"):
+        assert "hush" not in str(path) and (path.is_dir() or b"hush" not in path.read_bytes())
+
+
+def test_a_secret_that_is_not_set_is_named_before_anything_is_done(secret: Project) -> None:
+    for words in (["shell", "a", "--", "true"], ["observe", "a"], ["tighten", "a"]):
+        refused = secret.refuse(*words)
+        assert 'the secret "MY_TOKEN" is not set' in refused.err and not secret.exists("first")
+
+
+def test_what_is_to_be_kept_is_asked_before_anything_is_done(step: Project) -> None:
+    refused = step.refuse("shell", "a", "--", "echo", "done", env={"REQUIEM_KEEP": "yes"})
+    assert "REQUIEM_KEEP" in refused.err and refused.out == ""
+
+
+def test_what_a_shell_wrote_is_told_also_if_it_cannot_be_kept(step: Project) -> None:
+    step.write(".requiem/kept", "in the way")
+    ran = step.run("shell", "a", "--", "echo", "told", env={"REQUIEM_KEEP": "1"})
+    assert ran.code == 4 and ran.out == "told\n" and 'what "a" left cannot be kept' in ran.err
+
+
+# What a killed one leaves
+
+
+@pytest.mark.parametrize("after", ["shell", "build"])
+def test_what_a_killed_shell_left_goes_with_the_next_command(step: Project, after: str) -> None:
+    step.write("sub/in", b"x" * 2_000_000)  # So large that it lies in the scratch store.
+    beside = step.root / ".requiem/beside"
+    before = set(Path(tempfile.gettempdir()).glob("requiem-*"))
+    with step.start("shell", "a", "--", "sh", "-c", "echo up >&2; sleep 5000") as killed:
+        deadline = time.monotonic() + PATIENCE_S
+        while not running("5000"):
+            assert time.monotonic() < deadline
+        assert len(list(beside.iterdir())) == 1
+        assert step.run("shell", "a", "--", "true").code == 0
+        assert len(list(beside.iterdir())) == 1  # It is still at work.
+        killed.kill()
+    while running("5000"):
+        assert time.monotonic() < deadline
+    assert len(list(beside.iterdir())) == 1
+    step.build("-n") if after == "build" else step.run("shell", "a", "--", "true")
+    assert list(beside.iterdir()) == []
+    assert set(Path(tempfile.gettempdir()).glob("requiem-*")) == before
