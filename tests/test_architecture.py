@@ -109,6 +109,14 @@ def test_core_is_pure() -> None:
     assert found == [] and opened == []
 
 
+def test_no_file_is_mapped_into_memory() -> None:
+    """A file that somebody cuts short while it is read would kill the process by a signal."""
+    for name, tree in modules():
+        assert "mmap" not in {found.split(".")[0] for found in imports(name, tree)}, name
+        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not {attribute for attribute in used if "mmap" in attribute}, name
+
+
 def test_every_module_says_first_what_it_is() -> None:
     assert [name for name, tree in modules() if not ast.get_docstring(tree)] == []
 

@@ -30,7 +30,10 @@ def put(context: click.Context, file: str) -> None:
 
 def _put(shared: Globals, store: Store, file: str) -> Digest:
     if file == "-":
-        digest = store.objects.put(sys.stdin.buffer.read())
+        content = sys.stdin.buffer.read()
+        digest = store.objects.put(content)
+        if not store.objects.is_good(digest):  # One of its name and size lay there, with other bytes.
+            store.objects.put(content)
     else:
         path = os.path.join(shared.start, file)
         try:
@@ -41,6 +44,8 @@ def _put(shared: Globals, store: Store, file: str) -> Digest:
             if not os.path.isfile(path):
                 raise UsageError(f'"{file}" is not a file')
             digest, _ = store.objects.put_file(descriptor)
+            if not store.objects.is_good(digest):
+                store.objects.put_file(descriptor)
         finally:
             os.close(descriptor)
     return digest

@@ -142,7 +142,7 @@ def heeding_signals() -> Iterator[Callable[[Callable[[int], None]], None]]:
         if not receivers:
             os.write(2, b"interrupted\n")
             os._exit(128 + number)
-        receivers[0](number)
+        receivers[-1](number)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, handle) for number in numbers}

@@ -84,6 +84,10 @@ class EnvironmentFault(RequiemError):
     exit_code = 4
 
 
+class StoreRefused(EnvironmentFault):
+    """This user may not write something in the store: another store would do."""
+
+
 class SandboxUnavailable(EnvironmentFault):
     pass
 

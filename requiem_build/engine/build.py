@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..core.digest import Digest
 from ..core.entries import Entry
-from ..core.errors import Interrupted, Refused, RequiemError, UsageError
+from ..core.errors import Interrupted, Refused, RequiemError, StoreRefused, UsageError
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.fields import dataclass
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
@@ -121,10 +121,20 @@ def _build(options: Options, listener: Listener, on_start: OnStart, asked: Asked
         clear_scratch(site.dot)
         run = _Run(site, options, listener, asked)
         try:
-            return run.run(on_start)
-        except BaseException:
-            run.remember()  # What succeeded before.
-            raise
+            return _remembering(run, on_start)
+        except StoreRefused as refused:  # Only now, though the store had looked as if it could be written.
+            if run.signal is not None:
+                raise
+            return _remembering(_Run(site, options, listener, asked, refused), on_start)
+
+
+def _remembering(run: _Run, on_start: OnStart) -> Report:
+    """Whatever ends the run, what succeeded before is remembered."""
+    try:
+        return run.run(on_start)
+    except BaseException:
+        run.remember()
+        raise
 
 
 def _make_garbage_rare() -> None:
@@ -136,8 +146,17 @@ def _make_garbage_rare() -> None:
 class _Run:
     """The state of one build while it lasts."""
 
-    def __init__(self, site: Site, options: Options, listener: Listener, asked: Asked | None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        options: Options,
+        listener: Listener,
+        asked: Asked | None,
+        refused: StoreRefused | None = None,
+    ) -> None:
+        """`refused`: why the store could not be written in the run before this one."""
         self.site = site
+        self.refused = refused
         self.asked = asked
         self.options = options
         self.run_id = new_run_id()
@@ -193,7 +212,7 @@ class _Run:
         self._start_workers()
         self.scope = self.part or self._whole(question)
         self.planned = self.scope.planned
-        self.store = working_store(site, self.planned.store_settings, dry_run=options.dry_run)
+        self.store = working_store(site, self.planned.store_settings, dry_run=options.dry_run, refused=self.refused)
         self.view = self.store if self.trust is None else self.trust.view(self.store)
         self.outbox = self.view.outbox
         if not options.dry_run:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
-from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, UsageError
+from ..core.errors import EnvironmentFault, RequiemError, SandboxUnavailable, StoreRefused, UsageError
 from ..core.fields import dataclass, replace
 from ..core.request import SYSTEM_ROOT, Request
 from ..sandbox.base import Sandbox
@@ -140,12 +140,21 @@ def open_store(site: Site, settings: Mapping[str, object] | None = None, *, read
     return Store(store_path(site, settings), read_only=read_only, durability=str(durability))
 
 
-def working_store(site: Site, settings: Mapping[str, object] | None = None, *, dry_run: bool = False) -> Store:
+def working_store(
+    site: Site,
+    settings: Mapping[str, object] | None = None,
+    *,
+    dry_run: bool = False,
+    refused: StoreRefused | None = None,
+) -> Store:
     """As `open_store`; where that store cannot be written, one of the workspace's own stands in front of it.
 
-    A `dry_run` makes no such store: it only looks into the one that is there.
+    A `dry_run` makes no such store: it only looks into the one that is there. `refused`: why it could not be
+    written a moment ago, though it looks as if it could.
     """
-    store = open_store(site, settings)
+    store = open_store(site, settings, read_only=refused is not None)
+    if refused is not None:
+        store.refusal = refused
     return store if store.refusal is None else _behind_stand_in(site, store, read_only=dry_run)
 
 
@@ -174,8 +183,10 @@ def stand_in_notice(store: Store) -> str | None:
     """What a user must know of a build whose store cannot be written; None if it can."""
     if store.below is None or store.below.refusal is None:
         return None
-    cause = dict(store.below.refusal.facts).get("cause", store.below.refusal.what)
-    return f"the store is read-only: {cause}: {store.below.root}; what this build makes is kept in {DOT}/{STAND_IN}"
+    facts = dict(store.below.refusal.facts)
+    cause = facts.get("cause", store.below.refusal.what)
+    where = str(facts.get("path", store.below.root)).removesuffix("/v2/objects")
+    return f"the store is read-only: {cause}: {where}; what this build makes is kept in {DOT}/{STAND_IN}"
 
 
 def store_path(site: Site, settings: Mapping[str, object] | None = None) -> Path:

@@ -14,7 +14,7 @@ from functools import cache
 from itertools import count
 
 from ..core.digest import object_digest
-from ..core.errors import EnvironmentFault, Fact, IntegrityError
+from ..core.errors import EnvironmentFault, Fact, IntegrityError, StoreRefused
 
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """How everything in a store and every step's output is opened: no link is followed, no FIFO is waited for."""
@@ -60,7 +60,7 @@ def fault(error: OSError, doing: str, place: str, *, needs: int | None = None) -
         )
     if error.errno in _REFUSED:
         at = str(error.filename2 or error.filename or place)
-        return EnvironmentFault(
+        return StoreRefused(
             f"permission refused while {doing}",
             facts=[("path", at), *_ownership(at), cause],
             hint="use a store of your own with REQUIEM_CAS_DIR, or change the owner or mode",
@@ -173,6 +173,19 @@ def link_new(temporary: str, path: str) -> bool:
         return False
     os.rename(temporary, path)  # A file system without links: two at once may both think that they were first.
     return True
+
+
+def move_aside(path: str, target: str) -> str:
+    """Renames `path` to `target`, which nothing has, and says where it is now. Raises OSError.
+
+    Another user's directory can be taken elsewhere by him alone, but gets another name where it stands.
+    """
+    try:
+        os.rename(path, target)
+    except PermissionError:
+        target = f"{os.path.dirname(path)}/foreign.{os.path.basename(target)}"
+        os.rename(path, target)
+    return target
 
 
 def ensure_directory(path: str) -> None:

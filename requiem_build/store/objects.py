@@ -189,6 +189,10 @@ class Objects:
             return packed is not None and size in (None, len(packed))
         return False
 
+    def is_good(self, digest: Digest) -> bool:
+        """As `check`; what this process has just written, or verified before, is not read again."""
+        return digest in self.place.verified or self.check(digest)
+
     def file(self, digest: Digest) -> str:
         """The absolute path of the verified plain blob, mode 0444. Raises as `get`, and EnvironmentFault.
 

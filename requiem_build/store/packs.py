@@ -23,7 +23,7 @@ from ..core.digest import Digest, is_digest, object_digest
 from ..core.errors import EnvironmentFault, IntegrityError
 from ..core.fields import dataclass
 from .durability import sync_path
-from .files import READ, ensure_directory, fault, write_all
+from .files import READ, ensure_directory, fault, move_aside, write_all
 from .place import WHOLE, Part, Place, Problem
 from .uses import GRAIN_S
 
@@ -269,6 +269,10 @@ class Packs:
             finally:
                 os.close(descriptor)
             try:
+                os.rename(temporary, path)
+            except IsADirectoryError:
+                ensure_directory(self._place.quarantine)
+                move_aside(path, f"{self._place.quarantine}/{os.path.basename(path)}.{scratch.name()}")
                 os.rename(temporary, path)
             except FileNotFoundError:  # The store was deleted meanwhile.
                 for directory in (self._place.base, self._place.packs):

@@ -22,7 +22,18 @@ from ..core.request import Request
 from ..core.result import Record, Result, parse_record, parse_result
 from . import uses
 from .durability import sync_path
-from .files import DELETED_MAX, NotAFile, Scratch, ensure_directory, entries, fault, link_new, read_judged, read_small
+from .files import (
+    DELETED_MAX,
+    NotAFile,
+    Scratch,
+    ensure_directory,
+    entries,
+    fault,
+    link_new,
+    move_aside,
+    read_judged,
+    read_small,
+)
 
 PATH_SETS_MAX = 16
 PATHS_SCHEMA = "requiem.paths/1"
@@ -240,8 +251,7 @@ class Records:
                     return first
                 self._keep_divergence(temporary, mine, request_digest)
                 return replace(first, diverged=True)
-            if first.damaged:
-                self._set_aside(path, request_digest)
+            self._set_aside(path, request_digest)  # Also what cannot be read: nobody can use it.
         raise IntegrityError(f"the record of request {request_digest} cannot be replaced", facts=[("path", path)])
 
     def _cannot_publish(self, error: OSError, request_digest: Digest) -> EnvironmentFault:
@@ -273,7 +283,7 @@ class Records:
     def _set_aside(self, path: str, request_digest: Digest) -> None:
         ensure_directory(self._quarantine)
         with suppress(FileNotFoundError):
-            os.rename(path, f"{self._quarantine}/{request_digest}.{self._scratch.name()}.record")
+            move_aside(path, f"{self._quarantine}/{request_digest}.{self._scratch.name()}.record")
 
     def _ensure(self, directory: str) -> None:
         if directory in self._made:
@@ -321,7 +331,11 @@ class Records:
             self._ensure(os.path.dirname(path))
             temporary = self._scratch.write(content, durable=self._durable)
             try:
-                os.rename(temporary, path)
+                try:
+                    os.rename(temporary, path)
+                except IsADirectoryError:
+                    self._set_aside(path, request_digest)
+                    os.rename(temporary, path)
             except BaseException:
                 self._scratch.discard(temporary)
                 raise

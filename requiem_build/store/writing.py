@@ -15,7 +15,7 @@ from . import reading
 from .copying import check_size, copy_hashed
 from .durability import sync_path
 from .encoding import Meta, plain_meta
-from .files import BLOCK, DELETED_MAX, create_file, ensure_directory, write_all
+from .files import BLOCK, DELETED_MAX, create_file, ensure_directory, move_aside, write_all
 from .place import Place
 from .reading import Opened, is_sane, pieces, stamp
 
@@ -203,4 +203,4 @@ class Writer:
             with suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.lstat(path).st_mode):
                     ensure_directory(quarantine)
-                    os.rename(path, f"{quarantine}/{os.path.basename(path)}.{self._place.scratch.name()}")
+                    move_aside(path, f"{quarantine}/{os.path.basename(path)}.{self._place.scratch.name()}")

@@ -159,3 +159,18 @@ def test_log_passes_over_a_run_whose_journal_is_gone(built: Project) -> None:
     journal = json.loads(newest.read_text())["journal"]
     os.unlink(built.root / f".cas/v2/objects/{journal[:2]}/{journal[2:4]}/{journal}")
     assert built.run("log", "a").out == "said\n"
+
+
+@pytest.mark.parametrize("size", [100, 5_000_000])
+def test_put_mends_an_object_of_the_right_size_with_other_bytes(project: Project, size: int) -> None:
+    """That a name exists, with the right size, says nothing of its bytes."""
+    project.manifest("")
+    project.write("file", b"0123456789" * (size // 10))
+    digest = project.run("cas", "put", "file").out.strip()
+    path = Path(project.run("cas", "path", digest).out.strip())
+    path.chmod(0o644)
+    path.write_bytes(b"9876543210" * (size // 10))
+    assert project.run("cas", "put", "file").out.strip() == digest
+    assert project.run("cas", "get", digest, "-o", "back").code == 0
+    assert (project.root / "back").read_bytes() == (project.root / "file").read_bytes()
+    assert project.run("cas", "verify").code == 0

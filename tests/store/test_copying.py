@@ -137,3 +137,37 @@ def test_a_full_disk_leaves_no_thread_and_no_file(tmpfs: Callable[[str], Path], 
     with open(place / "target", "wb+") as file, pytest.raises(OSError, match="No space left"):
         whole.objects.copy_to(digest, file.fileno())
     assert whole.objects.check(digest), "the target's fault is not the object's"
+
+
+CUT_SHORT = """
+import os, threading
+from pathlib import Path
+from requiem_build.core.digest import object_digest
+from requiem_build.core.errors import IntegrityError
+from requiem_build.store.layout import Store
+store, source, size = Store(Path(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+done = threading.Event()
+def cut():
+    while not done.is_set():
+        os.truncate(source, 0)
+        os.truncate(source, size)
+cutter = threading.Thread(target=cut)
+cutter.start()
+for _ in range(20):
+    try: store.objects.put_path(source)
+    except IntegrityError: pass
+done.set()
+cutter.join()
+assert all(store.objects.check(digest) for digest, _ in store.objects.ls())
+assert os.listdir(store.root / "v2/tmp") == []
+"""
+
+
+@pytest.mark.parametrize("size", [100_000, _APART_MIN - 1, LARGE])
+def test_a_source_that_is_cut_short_while_it_is_hashed_kills_nobody(
+    store: Store, tmp_path: Path, run_python: Callable[..., object], size: int
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(pattern(size))
+    ended = run_python(CUT_SHORT, str(store.root), str(source), str(size))
+    assert ended.returncode == 0, ended.stderr

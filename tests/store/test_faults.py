@@ -323,9 +323,14 @@ def test_a_target_that_cannot_be_written_is_the_callers_affair(store: Store) -> 
     assert store.objects.get(digest) == CONTENT
 
 
-def test_a_file_system_without_links_still_publishes(store: Store, made, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.EMLINK])
+def test_a_file_system_without_links_still_publishes(
+    store: Store, made, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Also one on which this file has as many as it may: 65,000 on ext4."""
+
     def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
     values = made()

@@ -192,6 +192,23 @@ def test_a_damaged_object_is_stored_again_whatever_the_pack_is_called(store: Sto
     assert all(fresh.objects.get(object_digest(content)) == content for content in SMALL)
 
 
+@pytest.mark.parametrize("damaged", ["the loose one", "the packed one"])
+def test_of_two_copies_the_good_one_is_given(store: Store, damaged: str) -> None:
+    content = SMALL[3]
+    digest = store.objects.put(content)
+    store.objects.packs.write({object_digest(each): each for each in SMALL})
+    path = Path(store.objects.path(digest))
+    if damaged == "the packed one":
+        (path,) = (store.root / "v2" / "packs").iterdir()
+    whole = path.read_bytes()
+    damage(path, whole.replace(content, content[:-2] + b"?\n"))
+    fresh = Store(store.root)
+    assert fresh.objects.get(digest) == content
+    assert fresh.objects.check(digest)
+    assert Path(fresh.objects.file(digest)).read_bytes() == content
+    assert all(fresh.objects.get(object_digest(each)) == each for each in SMALL)
+
+
 def test_a_list_that_lies_gives_misses(store: Store) -> None:
     """A hostile writer can name a pack after its list; what the list claims still proves nothing."""
     digest = object_digest(SMALL[0])
