@@ -283,7 +283,9 @@ def _among(instance: Instance, others: Mapping[str, Instance]) -> Instance:
     """With none but these to wait for."""
     needs = tuple(need for need in instance.needs if need in others)
     after = tuple(need for need in instance.after if need in others)
-    return instance if (needs, after) == (instance.needs, instance.after) else replace(instance, needs=needs, after=after)
+    return (
+        instance if (needs, after) == (instance.needs, instance.after) else replace(instance, needs=needs, after=after)
+    )
 
 
 def fresh(part: Part, number: int) -> StepFinished:

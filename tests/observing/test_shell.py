@@ -290,18 +290,19 @@ def test_what_a_shell_wrote_is_told_also_if_it_cannot_be_kept(step: Project) -> 
 
 @pytest.mark.parametrize("after", ["shell", "build"])
 def test_what_a_killed_shell_left_goes_with_the_next_command(step: Project, after: str) -> None:
+    forever = str(100_000 + os.getpid())  # Nobody else's.
     step.write("sub/in", b"x" * 2_000_000)  # So large that it lies in the scratch store.
     beside = step.root / ".requiem/beside"
     before = set(Path(tempfile.gettempdir()).glob("requiem-*"))
-    with step.start("shell", "a", "--", "sh", "-c", "echo up >&2; sleep 5000") as killed:
+    with step.start("shell", "a", "--", "sh", "-c", f"echo up >&2; sleep {forever}") as killed:
         deadline = time.monotonic() + PATIENCE_S
-        while not running("5000"):
+        while not running(forever):
             assert time.monotonic() < deadline
         assert len(list(beside.iterdir())) == 1
         assert step.run("shell", "a", "--", "true").code == 0
         assert len(list(beside.iterdir())) == 1  # It is still at work.
         killed.kill()
-    while running("5000"):
+    while running(forever):
         assert time.monotonic() < deadline
     assert len(list(beside.iterdir())) == 1
     step.build("-n") if after == "build" else step.run("shell", "a", "--", "true")
