@@ -52,10 +52,10 @@ outputs = ["build/{name}"]
 def command(context: click.Context, directory: str | None) -> int:
     """Write a first requiem.toml that builds at once."""
     shared: Globals = context.obj
-    where = os.path.join(shared.start, directory or ".")
+    where = os.path.normpath(os.path.join(shared.start, directory or "."))
     path = os.path.join(where, "requiem.toml")
     if os.path.lexists(path):
-        raise UsageError("requiem.toml is here already", facts=[("path", os.path.normpath(path))])
+        raise UsageError("requiem.toml is here already", facts=[("path", path)])
     try:
         os.makedirs(where, exist_ok=True)
         text = starter(where)
@@ -68,7 +68,7 @@ def command(context: click.Context, directory: str | None) -> int:
     if shared.json:
         write_out(json.dumps({"path": path, "schema": "requiem.init/1"}) + "\n")
     elif not shared.quiet:
-        write_err(f"wrote {os.path.normpath(path)}; now: requiem build\n")
+        write_err(f"wrote {path}; now: requiem build\n")
     return 0
 
 

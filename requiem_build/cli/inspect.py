@@ -33,8 +33,9 @@ SCHEMAS = (
     *("manifest", "request", "result", "record", "meta", "event", "report", "replay", "reproduce", "version"),
     *("list", "why", "view", "system", "policy", "observe", "tighten", "add"),
     *("cas-gc", "cas-ls", "cas-migrate", "cas-stats", "cas-verify"),
-    *("clean", "error", "log"),
-    *("envelope", "bundle", "keys", "key", "signatures", "attest-verify", "pack", "unpack", "replay-bundle", "doctor"),
+    *("init", "clean", "error", "log", "doctor", "schemas", "ratchet"),
+    *("envelope", "bundle", "keys", "key", "key-revoked", "signatures", "attest-verify"),
+    *("pack", "unpack", "replay-bundle"),
 )
 KINDS = ("request", "result", "record", "trace", "signatures")
 

@@ -46,7 +46,7 @@ class Document:
 
     def facts(self, path: KeyPath, *, value: bool = True) -> list[Fact]:
         line, column = locate(self.text, path, value=value)
-        return [*self._facts(line, column), ("key", spelled_path(path))]
+        return [*self._facts(line, column), *([("key", spelled_path(path))] if path else [])]
 
     def facts_at(self, line: int, column: int) -> list[Fact]:
         return self._facts(line, column)

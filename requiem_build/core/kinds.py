@@ -158,7 +158,7 @@ def _variable_name(name: Any) -> Problem | None:
 
 def _environment_name(name: Any) -> Problem | None:
     if not name or "=" in name or has_control(name):
-        return Problem(f"{quoted(name)} cannot name an environment variable")
+        return Problem(f"cannot name an environment variable: {quoted(name)}")
     return None
 
 

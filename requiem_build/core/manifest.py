@@ -212,7 +212,7 @@ class _Loader:
                 hint = nearest(name, keys.TABLES) or _table_hint(name)
                 raise top.at(name).error(f"unknown table or key {quoted(name)}", hint=hint, key=True)
         if "project" not in tables:
-            raise top.error(f"{path} has no [project]", hint='[project]\nname = "..." is required')
+            raise top.error(f"{path} has no [project]", hint='begin it with two lines: [project] and name = "..."')
         project = check_keys(tables["project"], keys.PROJECT, top.at("project"), "[project]")
         if "name" not in project.values:
             raise top.at("project").error("[project] has no name", hint='add name = "..."')

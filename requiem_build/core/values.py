@@ -113,10 +113,12 @@ def each_value(value: Any, view: tuple[str, str] | None, exact: bool = False) ->
 
 
 def as_text(value: Any, expression: str) -> str:
-    """How a scalar reads in a command."""
+    """How a scalar reads in a command. Raises BadTemplate for what is none, and for what no command can hold."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
+        if not value.isprintable():
+            _refuse_unspeakable(value, expression)
         return value
     if isinstance(value, int | float):
         return str(value)
@@ -124,6 +126,16 @@ def as_text(value: Any, expression: str) -> str:
         raise BadTemplate(f"{{{{ {expression} }}}} is none")
     kind = "a table" if isinstance(value, dict) else "a list" if isinstance(value, list | tuple) else "no value"
     raise BadTemplate(f"{{{{ {expression} }}}} is {kind} where a text is due")
+
+
+def _refuse_unspeakable(text: str, expression: str) -> None:
+    """A line's end, a tab or an escape sequence may be meant; these cannot even be passed on."""
+    bad = next((c for c in text if c == "\0" or "\ud800" <= c <= "\udfff"), None)
+    if bad is not None:
+        name = "a NUL character" if bad == "\0" else f"half of a character ({quoted(bad)[1:-1]})"
+        raise BadTemplate(
+            f"{{{{ {expression} }}}} gives a text with {name}", hint="no command, variable or path can hold it"
+        )
 
 
 def limited(values: Iterator[Any]) -> list[Any]:

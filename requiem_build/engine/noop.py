@@ -10,7 +10,7 @@ import os
 import struct
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.digest import object_digest
 from ..core.fields import dataclass, field
@@ -53,6 +53,8 @@ class Written:
     stale: list[str]
     reached: list[str]
     """Paths of the workspace, relative, that steps rest on also without naming them: not all who do so are known."""
+    at_the_door: bytes | None = field(default=None, init=False)
+    """The stamps that this process found before it began, if it looked and all were there."""
     _numbers: dict[str, int] = field(default_factory=dict, init=False)
 
     def _number(self, root: str, path: str) -> int | None:
@@ -195,16 +197,32 @@ def _is_believed(site: Site, stamps: Stamps, path: str, stamp: Stamp, now: int, 
 
 def load(site: Site, options: Options) -> Written | None:
     """What the last build wrote down, if a plain build asks the same question now."""
-    value = sealed.load(quick.memory_path(site.root), site.seal)
+    path = quick.memory_path(site.root)
+    try:
+        value, at_the_door = _at_the_door(path) or (sealed.load(path, site.seal), None)
+    except OSError:
+        return None
     if value is None:
         return None
     written = Written(*value)
+    written.at_the_door = at_the_door or None
     asked = quick.question(site.manifest, options.start, options.targets)
     if written.asked != asked or written.settings != quick.settings_of(options.environment):
         return None
     if written.patterns and not quick.same_environment(written.patterns, written.passed, options.environment):
         return None
     return written
+
+
+def _at_the_door(path: str) -> tuple[tuple[Any, ...], bytes] | None:
+    """What this process read a moment ago and the stamps that it then found, if the same is still written down.
+
+    Once: what is made of it is changed along the way. Raises OSError if nothing is there.
+    """
+    if not quick.seen:
+        return None
+    stamp, value, stamps = quick.seen.pop()
+    return (value, stamps) if stamp == quick.stamps_now([path]) else None
 
 
 def renew(site: Site, written: Written, seen: Mapping[str, Stamp], stamps: Stamps, *, run: str | None) -> None:

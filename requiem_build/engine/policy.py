@@ -167,7 +167,8 @@ class _Explanation:
         if request.policy.sandbox == "none":
             return explain_none()
         if request.policy.sandbox == "process":
-            return explain_process(job, staged_at(self.site, request), cgroup=self.site.settings.cgroup is not None)
+            cgroup = self.site.settings.cgroup is not None
+            return explain_process(job, staged_at(self.site, request), cgroup=cgroup)
         roots = [self.surroundings.host_path(root) for root in self.planned.plan.roots.values()]
         policy = request.policy
         return explain_strict(

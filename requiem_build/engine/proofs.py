@@ -19,7 +19,7 @@ from ..core.request import ABSENT, Request, by_bytes, parse_request
 from ..core.result import Record, Result, make_trace, parse_record, parse_result
 from ..store.keys import Verifier
 from ..store.layout import Store
-from ..store.records import PATH_SETS_MAX, Absent, Kept
+from ..store.records import PATH_SETS_MAX, Absent, Kept, Records
 
 REMEMBERED_MAX = 1 << 20
 """Objects whose check is remembered; beyond it they are forgotten and checked again: time, not memory."""
@@ -83,7 +83,7 @@ class Proofs:
             raise RequestError("its request's digest is not a digest")
         place = f"records/{digest[:2]}/{digest}"
         scopes = ("", *self.store.key_ids())
-        looked = [scope.look(Digest(digest)) for scope in self.store.scopes()]
+        looked = [self._records(scope).look(Digest(digest)) for scope in scopes]
         copies = [
             (key_id, kept)
             for key_id, kept in zip(scopes, looked, strict=True)
@@ -100,6 +100,9 @@ class Proofs:
         kept = (named or fitting)[0]
         found = tuple((key_id, each.record) for key_id, each in copies)
         return Proven(parse_request(kept.request), kept.result, kept.record, found)
+
+    def _records(self, scope: str) -> Records:
+        return self.store.signed_records(scope) if scope else self.store.records
 
     def check(self, event: Event, proven: Proven, where: str) -> Iterator[Problem]:
         """All that is wrong with a step whose request and result were found."""
@@ -139,8 +142,7 @@ class Proofs:
 
     def _check_path_set(self, name: str, request: Request, scope: str, record: Record) -> Iterator[Problem]:
         asked = Request(**{**{f: getattr(request, f) for f in Request.__match_args__}, "discovered": None})
-        records = self.store.signed_records(scope) if scope else self.store.records
-        sets = records.path_sets(asked.digest)
+        sets = self._records(scope).path_sets(asked.digest)
         if len(sets) < PATH_SETS_MAX and (record.discovered or ()) not in sets:
             place = f"records{f'/signed/{scope}' if scope else ''}/paths/{asked.digest[:2]}/{asked.digest}"
             yield Problem("what it read is not among the known path sets", place, name)

@@ -15,6 +15,7 @@ from . import sealed
 TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time.
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HOME", "HOME")
 
@@ -23,8 +24,11 @@ STAMP_BYTES = 40
 SHARE_MIN = 4000
 """So many paths are worth a process of their own."""
 SHARES_MAX = 8
-seen: list[tuple[tuple[object, ...], bytes]] = []
-"""What was written down and the stamps found instead, if anything differed: who looks closer need not look again."""
+seen: list[tuple[bytes, tuple[Any, ...], bytes]] = []
+"""If anything differed: the stamp of what was written down, that itself, and the stamps found instead.
+
+Who looks closer need neither read nor look again.
+"""
 
 
 def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[object, ...]:
@@ -99,7 +103,12 @@ def nothing_to_do(
     root: str, manifest: str, start: str, targets: tuple[str, ...], environment: Mapping[str, str]
 ) -> int | None:
     """The number of steps that are all up to date; None if that cannot be told from here. Changes nothing."""
-    value = sealed.load(memory_path(root), sealed.seal_key(sealed.cache_home(environment)))
+    memory = memory_path(root)
+    try:
+        written = stamps_now([memory])  # Before it is read: it is only ever replaced.
+    except OSError:
+        return None
+    value = sealed.load(memory, sealed.seal_key(sealed.cache_home(environment)))
     if value is None:
         return None
     asked, steps, settings, patterns, passed, inside, outside, stamps, absent, witnesses, *_ = value
@@ -112,7 +121,7 @@ def nothing_to_do(
         os.chdir(root)  # Looking at a relative path is a fifth cheaper.
         now = _stamps_of_many([*inside, *outside])
         if now != stamps:
-            seen.append((value, now))
+            seen.append((written, value, now))
             return None
         if any(map(os.path.lexists, absent)):
             return None

@@ -144,7 +144,8 @@ def _changed(root: str, written: noop.Written) -> dict[str, Stamp] | None:
     if any(map(os.path.lexists, written.absent)):
         return None
     inside = len(written.inside) * quick.STAMP_BYTES
-    now = _seen_at_the_door(written)
+    # As if the build had begun there: what changed since has another stamp than is written down, and is seen next time.
+    now = written.at_the_door
     try:
         outside = quick.stamps_now(written.outside) if now is None else now[inside:]
     except OSError:
@@ -181,17 +182,6 @@ def _compared(paths: list[str], stamps: bytes) -> Iterator[tuple[str, Stamp, boo
         seen = stamp_at(path)
         at = number * quick.STAMP_BYTES
         yield path, seen, quick.packed(list(seen)) == stamps[at : at + quick.STAMP_BYTES]
-
-
-def _seen_at_the_door(written: noop.Written) -> bytes | None:
-    """The stamps that this process found a moment ago, if the same was written down then.
-
-    As if the build had begun then: what changed since has another stamp than is written down, and is seen next time.
-    """
-    for value, stamps in quick.seen:
-        if value[: len(written.__match_args__)] == tuple(getattr(written, name) for name in written.__match_args__):
-            return stamps or None
-    return None
 
 
 def _part(

@@ -75,7 +75,17 @@ class Levels:
     store: Store
     trust: Trust | None = None
 
-    def verdict(self, known: Known) -> Verdict:
+    def judge(self, known: Known) -> tuple[Level, list[str]]:
+        """The level, and what keeps it from being higher."""
+        vouching, here = self._vouching(known), socket.gethostname()
+        verdict = self._verdict(known, vouching)
+        of_it = (known.request, known.kept.record, here)
+        return verdict.level(*of_it, vouched=bool(vouching)), verdict.caps(*of_it, vouched=bool(vouching))
+
+    def level(self, known: Known) -> Level:
+        return self.judge(known)[0]
+
+    def _verdict(self, known: Known, vouching: frozenset[str]) -> Verdict:
         """What was earned here, and what trusted keys signed of their own runs. One that differs takes all back."""
         verdicts = Verdicts(self.store)
         found = verdict_of(verdicts, known)
@@ -88,18 +98,10 @@ class Levels:
             differs.update(f"{item} (says {accept[key_id]})" for item in other.differs)
             for host, runs in other.agreed.items():
                 agreed[host] = max(runs, agreed.get(host, 0))
-        for key_id in self._others(known):
+        for key_id in self._others(known, vouching):
             agreed.setdefault(f"key {accept[key_id]}", 1)
         confirmed = found.confirmed or any(other.confirmed for other in said.values())
         return replace(found, agreed=agreed, differs=tuple(sorted(differs)), confirmed=confirmed)
-
-    def level(self, known: Known) -> Level:
-        here, vouched = socket.gethostname(), bool(self._vouching(known))
-        return self.verdict(known).level(known.request, known.kept.record, here, vouched=vouched)
-
-    def caps(self, known: Known) -> list[str]:
-        here, vouched = socket.gethostname(), bool(self._vouching(known))
-        return self.verdict(known).caps(known.request, known.kept.record, here, vouched=vouched)
 
     def _vouching(self, known: Known) -> frozenset[str]:
         """The accepted keys that signed a record of this very result, made where nothing was taken on trust."""
@@ -114,13 +116,13 @@ class Levels:
                 found |= signers_of(kept.record, self.trust.verifier) & {key_id}
         return found
 
-    def _others(self, known: Known) -> list[str]:
+    def _others(self, known: Known, vouched: frozenset[str]) -> list[str]:
         """Those of them who are somebody else than who made the record at hand."""
-        vouching, record = sorted(self._vouching(known)), known.kept.record
+        vouching, record = sorted(vouched), known.kept.record
         if not vouching:
             return []
         assert self.trust is not None
-        first = sorted(signers_of(record, self.trust.verifier) & set(vouching))[:1]
+        first = sorted(signers_of(record, self.trust.verifier) & vouched)[:1]
         if first or record.host != socket.gethostname():
             return [key_id for key_id in vouching if key_id != (first or vouching)[0]]
         return [key_id for key_id in vouching if not self.trust.verifier.keys[key_id].own]
@@ -161,9 +163,9 @@ def shortfalls(
             found.append(f'step "{step.name}" must be {wanted}, and it has no record')
             continue
         known = Known(step.name, parse_request(kept.request), kept)
-        level = levels.level(known)
+        level, caps = levels.judge(known)
         if not suffices(level, parse_level(wanted)):
-            found.append(f'step "{step.name}" must be {wanted}, and is {level}{_because(levels.caps(known))}')
+            found.append(f'step "{step.name}" must be {wanted}, and is {level}{_because(caps)}')
     return found
 
 

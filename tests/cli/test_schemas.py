@@ -52,3 +52,8 @@ def test_doctor_says_what_its_schema_says(project: Project) -> None:
     ran = project.run("--json", "doctor")
     assert ran.code in (0, 4), ran.err
     jsonschema.validate(json.loads(ran.out), schema("doctor"))
+    for wrong in ({"threshold": 0}, {"min_level": "high"}, {"keys": [{"id": "x"}]}, {"configuration": "relative"}):
+        document = json.loads(ran.out)
+        document["signing"] |= wrong
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document, schema("doctor"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import tarfile
@@ -52,9 +53,43 @@ def test_every_answer_fits_its_schema_and_requiem_prints_it(project: Project) ->
     assert ran.code == 3
     check("replay-bundle", json.loads(ran.out))
     check("unpack", json.loads(project.run("unpack", "run.tar", "--json").out))
+    revoked = json.loads(project.run("keys", "revoke", "other", "--json").out)
+    check("key-revoked", revoked)
+    assert revoked["revoked"] in project.run("keys", "list", "--json").out
+    signing = json.loads(project.run("doctor", "--json").out)["signing"]
+    assert {(key["name"], key["revoked"]) for key in signing["keys"]} == {("local", False), ("other", True)}
     printed = project.run("schema").out.split()
     assert {"envelope", "bundle", "keys", "key", "signatures", "attest-verify"} <= set(printed)
     assert {path.name.removesuffix(".schema.json") for path in Path(SOURCE, "schemas").iterdir()} == set(printed)
+
+
+def test_every_document_has_a_schema_of_its_name(project: Project) -> None:
+    """Also those that a later command prints: whatever name stands in the code of the command line."""
+    written = Path(SOURCE, "requiem_build")
+    named = {
+        name
+        for path in (*written.glob("cli/*.py"), *written.glob("engine/*.py"))
+        for name in re.findall(r'"requiem\.([a-z-]+)/1', path.read_text())
+    }
+    assert {"report", "init", "key-revoked", "schemas", "ratchet", "doctor"} <= named
+    listed = json.loads(project.run("schema", "--json").out)
+    check("schemas", listed)
+    assert named <= set(listed["schemas"])
+    for name in listed["schemas"]:
+        if name in named:
+            printed = json.loads(project.run("schema", name).out)
+            jsonschema.Draft202012Validator.check_schema(printed)
+            assert f'"requiem.{name}/1"' in json.dumps(printed), name
+
+
+def test_init_and_ratchets_are_what_their_schemas_say(project: Project) -> None:
+    made = json.loads(project.run("init", "--json").out)
+    check("init", made)
+    assert made["path"] == str(project.root / "requiem.toml")
+    project.manifest('[steps.one]\ncommand = "true"\n')
+    project.build()
+    assert project.run("reproduce", "--ratchet", "levels.json").code == 0
+    check("ratchet", json.loads(project.read("levels.json")))
 
 
 def test_errors_logs_and_cleaning_are_what_their_schemas_say(project: Project) -> None:

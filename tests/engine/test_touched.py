@@ -282,9 +282,10 @@ def test_what_the_door_saw_of_another_state_is_not_believed(settled: Project, mo
     assert written is not None
     value = tuple(getattr(written, name) for name in written.__match_args__)
     settled.write("in.txt", "other\n")
-    monkeypatch.setattr(quick, "seen", [((*value[:-2], "another run", []), written.stamps)])
+    now = quick.stamps_now([quick.memory_path(str(settled.root))])
+    monkeypatch.setattr(quick, "seen", [(bytes(len(now)), value, written.stamps)])
     assert looked_at(settled) == {"fed"}
-    monkeypatch.setattr(quick, "seen", [(value, written.stamps)])
+    monkeypatch.setattr(quick, "seen", [(now, value, written.stamps)])
     assert looked_at(settled) == set(), "the control: what was seen of this state is not looked at again"
 
 

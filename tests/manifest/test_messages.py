@@ -28,6 +28,7 @@ CASES = {
     "terminal-escape": '[steps.a]\n"in\\u001b[31mputs" = []\n',
     "inherited": '[templates.objects]\ncommand = "cc"\ninputs = ["nowhere.c"]\n'
     '[steps.a]\nextends = "objects"\ninputs = ["...", "src/a.c"]\n',
+    "nul": '[vars]\nv = "a\\u0000b"\n[steps.a]\ncommand = "echo {{ v }}"\n',
     "store-path": '[store]\npath = "/var/cas"\n',
 }
 
@@ -39,6 +40,13 @@ def test_the_message_is_the_golden_one(name: str, pytestconfig: pytest.Config) -
     if pytestconfig.getoption("--update-golden"):
         golden.write_text(text, encoding="utf-8")
     assert golden.read_text(encoding="utf-8") == text
+
+
+def test_a_manifest_without_a_project_says_how_it_begins() -> None:
+    error = refusal('[steps.a]\ncommand = "true"\n', head="")
+    text = shown(error)
+    assert error.what == "requiem.toml has no [project]" and "\n  key:" not in text
+    assert text.endswith('hint: begin it with two lines: [project] and name = "..."\n')
 
 
 def test_every_golden_message_has_its_case() -> None:

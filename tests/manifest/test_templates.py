@@ -228,3 +228,12 @@ def test_attributes_of_a_path_are_those_of_pathlib(parts: list[str]) -> None:
     assert (value.name, value.stem, value.suffix, value.parent) == (real.name, real.stem, real.suffix, str(real.parent))
     assert value.with_suffix(".o") == str(real.with_suffix(".o"))
     assert value.relative_to(str(real.parent)) == str(real.relative_to(real.parent))
+
+
+@pytest.mark.parametrize("text", ['{{ "\\x00" }}', "{{ nul }}", "a{{ many }}", '{{ "\\ud800" }}', "{{ half }}"])
+def test_what_no_command_can_hold_is_refused_where_it_is_written(text: str) -> None:
+    variables = {"nul": "a\0b", "many": ["x", "\0"], "half": "\udcff"}
+    for fill in (words, shell_text, line):
+        with pytest.raises(BadTemplate, match="gives a text with"):
+            fill(text, variables)
+    assert words("{{ x }}", {"x": "tab\there\nand an escape \x1b"}) == ["tab\there\nand an escape \x1b"]
