@@ -25,13 +25,23 @@ class Packaged:
         self._program = program
         self._views: dict[tuple[object, ...], tuple[View, dict[str, Digest]]] = {}
 
-    def view(self, instance: Instance, command: Sequence[str], roots: Collection[str]) -> View:
-        """What the step sees of /usr. Raises UnknownName for a tool that is neither a program nor a package."""
-        return self._asked(instance, command, roots)[0]
+    def view(
+        self, instance: Instance, command: Sequence[str], roots: Collection[str], named: Sequence[str] = ()
+    ) -> View:
+        """What the step sees of /usr. `named` are programs that its command names beside argv[0].
 
-    def tools(self, instance: Instance, command: Sequence[str], roots: Collection[str]) -> dict[str, Digest]:
-        """What argv[0] and `tools` resolve to: a program by its content, a package without one by what it is."""
-        return dict(self._asked(instance, command, roots)[1])
+        Raises UnknownName for a tool that is neither a program nor a package; of `named` such add nothing.
+        """
+        return self._asked(instance, command, roots, named)[0]
+
+    def tools(
+        self, instance: Instance, command: Sequence[str], roots: Collection[str], named: Sequence[str] = ()
+    ) -> dict[str, Digest]:
+        """What argv[0], `tools` and `named` resolve to: a program by its content, a package without one by what it is.
+
+        So that the same command and these as its `tools` give the same view. What every step sees is left out.
+        """
+        return dict(self._asked(instance, command, roots, named)[1])
 
     def is_current(self, digest: str) -> bool:
         """Whether the view of that digest, once mounted, was the host's all the time until now."""
@@ -42,11 +52,11 @@ class Packaged:
         return False
 
     def _asked(
-        self, instance: Instance, command: Sequence[str], roots: Collection[str]
+        self, instance: Instance, command: Sequence[str], roots: Collection[str], named: Sequence[str]
     ) -> tuple[View, dict[str, Digest]]:
         own = self._own_directories(instance, roots)
         program = command[0]
-        key = (program, instance.tools, own)
+        key = (program, tuple(named), instance.tools, own)
         if key not in self._views:
             tools: dict[str, Digest] = {}
             packaged = [name for name in instance.tools if not self._is_own(name, own, tools)]
@@ -57,6 +67,7 @@ class Packaged:
                 found = self._content(program)
                 if found is not None:
                     tools[program] = found
+            packaged += [name for name in named if name not in tools and self._adds(name, own, tools)]
             self._views[key] = (self.distribution.view(packaged), tools)
         return self._views[key]
 
@@ -74,6 +85,15 @@ class Packaged:
             return False
         tools[name] = digest
         return True
+
+    def _adds(self, name: str, own: tuple[str, ...], tools: dict[str, Digest]) -> bool:
+        """Whether what the command names is a program of a package that not every step sees; then it is a tool."""
+        if self._is_own(name, own, tools) or self.distribution.owner(name) is None or self.distribution.is_base(name):
+            return False
+        found = self._content(name)
+        if found is not None:
+            tools[name] = found
+        return found is not None
 
     def _packaged(self, name: str, instance: Instance) -> Digest:
         found = self._content(name)

@@ -57,6 +57,7 @@ class Distribution:
         self._views: dict[tuple[str, ...], View] = {}
         self._by_digest: dict[str, View] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
+        self._base_ids: frozenset[str] | None = None
         self._watched_stamps: dict[tuple[str, ...], str] = {}
 
     @property
@@ -103,6 +104,17 @@ class Distribution:
         way = self.places.resolve(found)  # Alternatives and other links that no package owns lead to one that does.
         owners = self.database.owners(way)
         return next((Owner(found, owners[path]) for path in way if path in owners), None)
+
+    def is_base(self, name: str) -> bool:
+        """Whether a name stands for nothing but what every step sees."""
+        return self._base.issuperset(self.resolve(name))
+
+    @property
+    def _base(self) -> frozenset[str]:
+        if self._base_ids is None:
+            ids = [package.id for name in BASE_PACKAGES for package in self.installed.find(name)]
+            self._base_ids = frozenset([*ids, *(id_ for name in BASE_PROGRAMS for id_ in self.resolve(name))])
+        return self._base_ids
 
     def nearest(self, name: str) -> list[str]:
         """Names of packages and programs that somebody who wrote this may have meant."""
@@ -158,9 +170,7 @@ class Distribution:
         )
 
     def _made(self, wanted: Sequence[str]) -> View:
-        ids = [package.id for name in BASE_PACKAGES for package in self.installed.find(name)]
-        for name in (*BASE_PROGRAMS, *wanted):
-            ids += self.resolve(name)
+        ids = [*self._base, *(id_ for name in wanted for id_ in self.resolve(name))]
         while True:
             packages = [(package, self.database.contents(package)) for package in self.installed.closure(ids)]
             more = self._diverting(packages)
