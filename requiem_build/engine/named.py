@@ -28,7 +28,7 @@ def named_programs(
             continue
         path = posixpath.normpath(posixpath.join(instance.cwd, name))
         if _is_source(path, instance):
-            found |= dict.fromkeys(interpreter(_first_line(os.path.join(workspace, path))))
+            found |= dict.fromkeys(interpreter(first_line(os.path.join(workspace, path))))
     return tuple(found)
 
 
@@ -39,7 +39,8 @@ def _is_source(path: str, instance: Instance) -> bool:
     )
 
 
-def _first_line(path: str) -> bytes:
+def first_line(path: str) -> bytes:
+    """Of a file, as far as the kernel reads it; empty for what cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # Whatever stands there by now.
     except OSError:

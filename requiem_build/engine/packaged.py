@@ -8,10 +8,13 @@ from collections.abc import Callable, Collection, Sequence
 from ..core.digest import Digest, object_digest
 from ..core.errors import UnknownName
 from ..core.instance import Instance
+from ..core.programs import interpreter
 from ..core.request import SYSTEM_ROOT
 from ..sandbox.distribution import Distribution
 from ..sandbox.system import lookup
 from ..sandbox.visible import View
+from .named import first_line
+from .stamps import links_of
 
 _LOCAL = "/usr/local/bin"
 
@@ -55,20 +58,18 @@ class Packaged:
         self, instance: Instance, command: Sequence[str], roots: Collection[str], named: Sequence[str]
     ) -> tuple[View, dict[str, Digest]]:
         own = self._own_directories(instance, roots)
-        program = command[0]
-        key = (program, tuple(named), instance.tools, own)
+        key = (command[0], tuple(named), instance.tools, own)
         if key not in self._views:
             tools: dict[str, Digest] = {}
-            packaged = [name for name in instance.tools if not self._is_own(name, own, tools)]
-            for name in packaged:
-                tools[name] = self._packaged(name, instance)
-            if ("/" not in program or program.startswith("/")) and not self._is_own(program, own, tools):
-                packaged.append(program)
-                found = self._content(program)
-                if found is not None:
-                    tools[program] = found
-            packaged += [name for name in named if name not in tools and self._adds(name, own, tools)]
-            self._views[key] = (self.distribution.view(packaged), tools)
+            asked: list[str] = []
+            for name in instance.tools:
+                if not self._is_own(name, own, tools, asked):
+                    tools[name] = self._packaged(name, instance)
+                    asked.append(name)
+            for name in dict.fromkeys((command[0], *named)):
+                if name not in tools and ("/" not in name or name.startswith("/")):
+                    self._ask(name, own, tools, asked, is_first=name == command[0])
+            self._views[key] = (self.distribution.view(asked), tools)
         return self._views[key]
 
     def _own_directories(self, instance: Instance, roots: Collection[str]) -> tuple[str, ...]:
@@ -78,22 +79,33 @@ class Packaged:
             own.append(_LOCAL)
         return tuple(own)
 
-    def _is_own(self, name: str, own: tuple[str, ...], tools: dict[str, Digest]) -> bool:
+    def _is_own(self, name: str, own: tuple[str, ...], tools: dict[str, Digest], asked: list[str]) -> bool:
+        """Whether a name is found there. What it leads to, or is run by, may be a package's: that is asked for."""
         path = None if name.startswith("/") else lookup(name, own)
         digest = self._program(path) if path is not None else None
-        if digest is None:
+        if path is None or digest is None:
             return False
         tools[name] = digest
+        asked += self._leans_on(path)
+        for each in interpreter(first_line(path)):
+            further = None if each.startswith("/") else lookup(each, own)  # `#!/usr/bin/env node`, with a node beside.
+            asked += [each] if further is None else self._leans_on(further)
         return True
 
-    def _adds(self, name: str, own: tuple[str, ...], tools: dict[str, Digest]) -> bool:
-        """Whether what the command names is a program of a package that not every step sees; then it is a tool."""
-        if self._is_own(name, own, tools) or self.distribution.owner(name) is None or self.distribution.is_base(name):
-            return False
-        found = self._content(name)
+    def _leans_on(self, path: str) -> list[str]:
+        """The first on the way of links that a package owns: `.venv/bin/python` leads to /usr/bin/python3."""
+        return [each for each in links_of(path) if self.distribution.owner(each) is not None][:1]
+
+    def _ask(
+        self, name: str, own: tuple[str, ...], tools: dict[str, Digest], asked: list[str], *, is_first: bool
+    ) -> None:
+        """Takes a program that the command names for a tool, if it is one; of what every step sees argv[0] only."""
+        if self._is_own(name, own, tools, asked) or self.distribution.owner(name) is None:
+            return
+        found = self._content(name) if is_first or not self.distribution.is_base(name) else None
         if found is not None:
             tools[name] = found
-        return found is not None
+            asked.append(name)
 
     def _packaged(self, name: str, instance: Instance) -> Digest:
         found = self._content(name)
