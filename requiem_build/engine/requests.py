@@ -69,7 +69,7 @@ class RequestMaker:
         if request.policy.system == "packages":
             view = self._surroundings.packaged.distribution.known(request.roots[SYSTEM_ROOT])
             if view is not None:
-                self._workspace.blobs.put_cold(view.document)
+                self._workspace.blobs.put_named(request.roots[SYSTEM_ROOT], view.document)
 
     def level_of(self, instance: Instance) -> str:
         return self._level or instance.policy.sandbox

@@ -9,7 +9,7 @@ import difflib
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..core.errors import EnvironmentFault
@@ -18,7 +18,7 @@ from . import parts
 from .packages.base import Contents, Database, Package, Places
 from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
-from .remembered import Kept, load, save
+from .remembered import Kept, Names, load, save
 from .system import Sealed
 from .visible import RULE, Verifier, View, make_view, stamp_of, stamps_of
 
@@ -54,6 +54,7 @@ class Distribution:
         self._database: Database | None = None
         self._installed: Installed | None = None
         self._stamps: str = ""
+        self._names: Names | None = None
         self._views: dict[tuple[str, ...], View] = {}
         self._by_digest: dict[str, View] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
@@ -88,9 +89,24 @@ class Distribution:
         with self._lock:
             if name not in self._resolved:
                 owner = self.owner(name)
-                named = [] if "/" in name else [package.id for package in self.installed.find(name)]
+                named = [] if "/" in name else self._named(name)
                 self._resolved[name] = tuple(sorted({*named, *([owner.package] if owner else [])}))
             return self._resolved[name]
+
+    def _named(self, name: str) -> list[str]:
+        """The ids of the packages of that name, or that provide it."""
+        known = self._known_names.packages
+        if name not in known:
+            known[name] = [package.id for package in self.installed.find(name)]
+            self._known_names.is_new = True
+        return known[name]
+
+    @property
+    def _known_names(self) -> Names:
+        if self._names is None:
+            _ = self.database
+            self._names = Names(Path(self._cache_dir, "packages.names"), self._stamps, self._root)
+        return self._names
 
     def program(self, name: str) -> str | None:
         """The host path of a program that some package owns, by its name or absolute path."""
@@ -98,12 +114,18 @@ class Distribution:
         return None if owner is None else self.places.host(owner.path)
 
     def owner(self, name: str) -> Owner | None:
+        """Who owns a program, by its name or absolute path."""
         found = self.places.find_program(name, SEARCH)
         if found is None:
             return None
         way = self.places.resolve(found)  # Alternatives and other links that no package owns lead to one that does.
-        owners = self.database.owners(way)
-        return next((Owner(found, owners[path]) for path in way if path in owners), None)
+        with self._lock:
+            owners = self._known_names.owners
+            unknown = [path for path in way if path not in owners]
+            if unknown:
+                owners |= dict.fromkeys(unknown, "") | self.database.owners(unknown)
+                self._known_names.is_new = True
+            return next((Owner(found, owners[path]) for path in way if owners[path]), None)
 
     def is_base(self, name: str) -> bool:
         """Whether a name stands for nothing but what every step sees."""
@@ -112,7 +134,7 @@ class Distribution:
     @property
     def _base(self) -> frozenset[str]:
         if self._base_ids is None:
-            ids = [package.id for name in BASE_PACKAGES for package in self.installed.find(name)]
+            ids = [id_ for name in BASE_PACKAGES for id_ in self._named(name)]
             self._base_ids = frozenset([*ids, *(id_ for name in BASE_PROGRAMS for id_ in self.resolve(name))])
         return self._base_ids
 
@@ -130,10 +152,11 @@ class Distribution:
 
         Raises SandboxUnavailable without a package database, EnvironmentFault if the system does not hold still.
         """
-        wanted = tuple(sorted(set(names)))
+        asked = set(names)
         with self._lock:
+            wanted = self._wanted(asked)
             if wanted not in self._views:
-                view = self._view(wanted)
+                wanted, view = self._view(asked)
                 self._views[wanted] = view
                 self._by_digest[view.digest] = view
             return self._views[wanted]
@@ -146,14 +169,19 @@ class Distribution:
     def is_used(self) -> bool:
         return bool(self._by_digest)
 
-    def _view(self, wanted: tuple[str, ...]) -> View:
+    def _wanted(self, names: Collection[str]) -> tuple[str, ...]:
+        """The ids of the packages that these names and the base stand for."""
+        return tuple(sorted(self._base.union(*map(self.resolve, names))))
+
+    def _view(self, names: Collection[str]) -> tuple[tuple[str, ...], View]:
         for _ in range(TRIES):
             began_ns = time.time_ns()
-            _ = self.database
+            wanted = self._wanted(names)
             kept = load(self._path(wanted), self._stamps)
             if kept is not None and self._holds(kept):
                 self._watched_stamps[kept.view.watched] = kept.watched_stamps
-                return kept.view
+                self._keep_names(began_ns)
+                return wanted, kept.view
             try:
                 view = self._made(wanted)
             except OSError:
@@ -161,7 +189,8 @@ class Distribution:
             if view is not None and self._stamps_now() == self._stamps:
                 self._watched_stamps[view.watched] = stamps_of(Places(), view.watched)
                 self._keep(wanted, view, began_ns)
-                return view
+                self._keep_names(began_ns)
+                return wanted, view
             self._open()
         raise EnvironmentFault(
             "the system's packages change while they are looked at",
@@ -170,7 +199,7 @@ class Distribution:
         )
 
     def _made(self, wanted: Sequence[str]) -> View:
-        ids = [*self._base, *(id_ for name in wanted for id_ in self.resolve(name))]
+        ids = list(wanted)
         while True:
             packages = [(package, self.database.contents(package)) for package in self.installed.closure(ids)]
             more = self._diverting(packages)
@@ -208,13 +237,19 @@ class Distribution:
     def _keep(self, wanted: tuple[str, ...], view: View, began_ns: int) -> None:
         packages = [f"{p.name} {p.version} {p.architecture}".encode() for p in view.packages]
         parts.keep(self._cache_dir, view.digest, packages, parts.lines_of(view.document))
-        if self._youngest_ns(view) < began_ns - SETTLED_NS:  # Else a stamp might stand for two contents.
+        paths = (*self.database.stamped(), *view.watched, *map(self.places.host, view.files))
+        if self._youngest_ns(paths) < began_ns - SETTLED_NS:  # Else a stamp might stand for two contents.
             kept = Kept(view, self._stamps, self._watched_stamps[view.watched])
             save(self._path(wanted), kept, kept_max=REMEMBERED_MAX)
 
-    def _youngest_ns(self, view: View) -> int:
+    def _keep_names(self, began_ns: int) -> None:
+        names = self._known_names
+        if names.is_new and self._youngest_ns(self.database.stamped()) < began_ns - SETTLED_NS:
+            names.save()
+
+    def _youngest_ns(self, paths: Iterable[str]) -> int:
         found = [0]
-        for path in (*self.database.stamped(), *view.watched, *map(self.places.host, view.files)):
+        for path in paths:
             try:
                 stamp = stamp_of(os.lstat(path))
             except OSError:
