@@ -5,7 +5,6 @@ One object serves one command of the user. It knows neither steps nor requests, 
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 import time
@@ -20,7 +19,7 @@ from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
 from .remembered import Kept, Names, load, save
 from .system import Sealed
-from .visible import RULE, Verifier, View, make_view, stamp_of, stamps_of
+from .visible import RULE, Stamp, Verifier, View, make_view, stamp_of, stamps_of
 
 SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
@@ -55,6 +54,7 @@ class Distribution:
         self._installed: Installed | None = None
         self._stamps: str = ""
         self._names: Names | None = None
+        self._files: dict[str, Stamp | None] = {}
         self._views: dict[tuple[str, ...], View] = {}
         self._by_digest: dict[str, View] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
@@ -140,6 +140,8 @@ class Distribution:
 
     def nearest(self, name: str) -> list[str]:
         """Names of packages and programs that somebody who wrote this may have meant."""
+        import difflib
+
         names = {package.name for package in self.database.packages().values()}
         for folder in SEARCH[:1]:
             names.update(os.listdir(self.places.host(folder)))
@@ -231,7 +233,7 @@ class Distribution:
         view = kept.view
         return (
             stamps_of(Places(), view.watched) == kept.watched_stamps
-            and stamps_of(self.places, view.files) == view.stamps
+            and stamps_of(self.places, view.files, self._files) == view.stamps
         )
 
     def _keep(self, wanted: tuple[str, ...], view: View, began_ns: int) -> None:

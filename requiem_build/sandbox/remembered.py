@@ -12,7 +12,7 @@ from .packages.base import Package
 from .system import Sealed
 from .visible import View
 
-_MAGIC = b"requiem view 1\n"
+_MAGIC = b"requiem view 2\n"
 _SEAL_CHARACTERS = 64
 NAMES_MAX = 5000
 
