@@ -58,7 +58,8 @@ class Packaged:
         self, instance: Instance, command: Sequence[str], roots: Collection[str], named: Sequence[str]
     ) -> tuple[View, dict[str, Digest]]:
         own = self._own_directories(instance, roots)
-        key = (command[0], tuple(named), instance.tools, own)
+        outside = tuple(root for root in sorted(roots) if root.startswith("/") and root != SYSTEM_ROOT)
+        key = (command[0], tuple(named), instance.tools, own, outside)
         if key not in self._views:
             tools: dict[str, Digest] = {}
             asked: list[str] = []
@@ -69,7 +70,7 @@ class Packaged:
             for name in dict.fromkeys((command[0], *named)):
                 if name not in tools and ("/" not in name or name.startswith("/")):
                     self._ask(name, own, tools, asked, is_first=name == command[0])
-            self._views[key] = (self.distribution.view(asked), tools)
+            self._views[key] = (self.distribution.view(asked, outside), tools)
         return self._views[key]
 
     def _own_directories(self, instance: Instance, roots: Collection[str]) -> tuple[str, ...]:
@@ -113,12 +114,16 @@ class Packaged:
             return found
         ids = self.distribution.resolve(name)
         if not ids:
+            from .package_hints import unpackaged
+
             nearest = self.distribution.nearest(name)
             meant = f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
+            advice = next(iter(unpackaged(name, self.distribution)), None)
             raise UnknownName(
                 f'step "{instance.name}" asks for the tool "{name}", which is neither a program nor a package here',
                 facts=[("step", instance.name), ("packages", self.distribution.database.kind)],
-                hint=f"{meant}install it, or declare the directory that holds it as a root and put it into `path`",
+                hint=advice
+                or f"{meant}install it, or declare the directory that holds it as a root and put it into `path`",
             )
         packages = self.distribution.database.packages()
         lines = [f"{packages[id_].name} {packages[id_].version} {packages[id_].architecture}\n" for id_ in ids]

@@ -19,7 +19,7 @@ from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
 from .remembered import Kept, Names, load, save
 from .system import Sealed
-from .visible import RULE, Stamp, Verifier, View, make_view, stamp_of, stamps_of
+from .visible import LINKER_CACHE, RULE, Stamp, Verifier, View, make_view, stamp_of, stamps_of
 
 SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
@@ -55,7 +55,7 @@ class Distribution:
         self._stamps: str = ""
         self._names: Names | None = None
         self._files: dict[str, Stamp | None] = {}
-        self._views: dict[tuple[str, ...], View] = {}
+        self._views: dict[tuple[tuple[str, ...], tuple[str, ...]], View] = {}
         self._by_digest: dict[str, View] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
         self._base_ids: frozenset[str] | None = None
@@ -149,19 +149,22 @@ class Distribution:
 
     # Views
 
-    def view(self, names: Iterable[str]) -> View:
+    def view(self, names: Iterable[str], roots: Iterable[str] = ()) -> View:
         """What a step sees that asks for these names; those that are no package's add nothing.
+
+        `roots` are directories of the host that it sees too, for what the dynamic linker is to find in them.
 
         Raises SandboxUnavailable without a package database, EnvironmentFault if the system does not hold still.
         """
         asked = set(names)
         with self._lock:
+            linked = self._linked(roots)
             wanted = self._wanted(asked)
-            if wanted not in self._views:
-                wanted, view = self._view(asked)
-                self._views[wanted] = view
+            if (wanted, linked) not in self._views:
+                wanted, view = self._view(asked, linked)
+                self._views[wanted, linked] = view
                 self._by_digest[view.digest] = view
-            return self._views[wanted]
+            return self._views[wanted, linked]
 
     def known(self, digest: str) -> View | None:
         """The view of that digest, if this object has made it."""
@@ -175,22 +178,34 @@ class Distribution:
         """The ids of the packages that these names and the base stand for."""
         return tuple(sorted(self._base.union(*map(self.resolve, names))))
 
-    def _view(self, names: Collection[str]) -> tuple[tuple[str, ...], View]:
+    def _linked(self, roots: Iterable[str]) -> tuple[str, ...]:
+        """Those of the roots that the linker's cache names: most have none, and share the view of all others."""
+        wanted = sorted(root for root in roots if root.startswith("/"))
+        if not wanted:
+            return ()
+        try:
+            with open(self.places.host(LINKER_CACHE), "rb") as file:
+                cache = file.read()
+        except OSError:
+            return ()
+        return tuple(root for root in wanted if b"\0" + os.fsencode(root) + b"/" in cache)
+
+    def _view(self, names: Collection[str], linked: tuple[str, ...]) -> tuple[tuple[str, ...], View]:
         for _ in range(TRIES):
             began_ns = time.time_ns()
             wanted = self._wanted(names)
-            kept = load(self._path(wanted), self._stamps)
+            kept = load(self._path(wanted, linked), self._stamps)
             if kept is not None and self._holds(kept):
                 self._watched_stamps[kept.view.watched] = kept.watched_stamps
                 self._keep_names(began_ns)
                 return wanted, kept.view
             try:
-                view = self._made(wanted)
+                view = self._made(wanted, linked)
             except OSError:
                 view = None  # A file that was listed went away, or the database did.
             if view is not None and self._stamps_now() == self._stamps:
                 self._watched_stamps[view.watched] = stamps_of(Places(), view.watched)
-                self._keep(wanted, view, began_ns)
+                self._keep(self._path(wanted, linked), view, began_ns)
                 self._keep_names(began_ns)
                 return wanted, view
             self._open()
@@ -200,13 +215,13 @@ class Distribution:
             hint="wait until the package manager has finished",
         )
 
-    def _made(self, wanted: Sequence[str]) -> View:
+    def _made(self, wanted: Sequence[str], linked: Sequence[str]) -> View:
         ids = list(wanted)
         while True:
             packages = [(package, self.database.contents(package)) for package in self.installed.closure(ids)]
             more = self._diverting(packages)
             if not more:
-                return self._look(packages)
+                return self._look(packages, linked)
             ids += more
 
     def _diverting(self, packages: Sequence[tuple[Package, Contents]]) -> list[str]:
@@ -220,10 +235,10 @@ class Distribution:
             for found in self.installed.find(by)
         ]
 
-    def _look(self, packages: Sequence[tuple[Package, Contents]]) -> View:
+    def _look(self, packages: Sequence[tuple[Package, Contents]], linked: Sequence[str]) -> View:
         memory = Sealed(Path(self._cache_dir, "packages.verified.json"))
         verifier = Verifier(memory.load(), self.places.host)
-        view = make_view(self.database, self.places, packages, verifier)
+        view = make_view(self.database, self.places, packages, verifier, linked)
         if verifier.is_new:
             memory.save(verifier.known)
         return view
@@ -236,13 +251,13 @@ class Distribution:
             and stamps_of(self.places, view.files, self._files) == view.stamps
         )
 
-    def _keep(self, wanted: tuple[str, ...], view: View, began_ns: int) -> None:
+    def _keep(self, path: Path, view: View, began_ns: int) -> None:
         packages = [f"{p.name} {p.version} {p.architecture}".encode() for p in view.packages]
         parts.keep(self._cache_dir, view.digest, packages, parts.lines_of(view.document))
         paths = (*self.database.stamped(), *view.watched, *map(self.places.host, view.files))
         if self._youngest_ns(paths) < began_ns - SETTLED_NS:  # Else a stamp might stand for two contents.
             kept = Kept(view, self._stamps, self._watched_stamps[view.watched])
-            save(self._path(wanted), kept, kept_max=REMEMBERED_MAX)
+            save(path, kept, kept_max=REMEMBERED_MAX)
 
     def _keep_names(self, began_ns: int) -> None:
         names = self._known_names
@@ -259,10 +274,10 @@ class Distribution:
             found.append(max(stamp[:2]))
         return max(found)
 
-    def _path(self, wanted: tuple[str, ...]) -> Path:
+    def _path(self, wanted: tuple[str, ...], linked: tuple[str, ...]) -> Path:
         from ..core.digest import object_digest
 
-        asked = repr((RULE, self._root, os.geteuid() == 0, wanted)).encode("utf-8", "surrogateescape")
+        asked = repr((RULE, self._root, os.geteuid() == 0, wanted, linked)).encode("utf-8", "surrogateescape")
         return Path(self._cache_dir, "views", str(object_digest(asked))[:32])
 
     # Did it hold still?

@@ -52,7 +52,8 @@ def show(
     raise SandboxUnavailable(
         'the packages that a step asks for cannot be shown alone here, so system = "packages" cannot be had',
         facts=told,
-        hint='system = "host" shows all of /usr and takes it on trust; `requiem doctor` says what is missing',
+        hint='system = "host" shows all of /usr and takes it on trust, --sandbox process hides nothing at all; '
+        "`requiem doctor` says what is missing",
     )
 
 

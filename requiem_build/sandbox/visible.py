@@ -207,16 +207,23 @@ def _names(folder: str) -> list[str]:
 
 
 def make_view(
-    database: Database, places: Places, packages: Sequence[tuple[Package, Contents]], verifier: Verifier
+    database: Database,
+    places: Places,
+    packages: Sequence[tuple[Package, Contents]],
+    verifier: Verifier,
+    linked: Sequence[str] = (),
 ) -> View:
-    """Looks at everything that the packages own, and digests it. Raises OSError for a file that vanishes meanwhile."""
+    """Looks at everything that the packages own, and digests it. Raises OSError for a file that vanishes meanwhile.
+
+    `linked` are roots whose libraries stay in the linker's cache: without it /usr/local/lib is not looked into.
+    """
     survey = look(places, packages, database.links())
     covered: dict[str, str] = {}
     changed: dict[str, str] = {}
     for package, contents in packages:
         covered.update(contents.sums)
         changed |= verifier.differing(package, contents, survey)
-    etc = _etc(places, survey)
+    etc = _etc(places, survey, tuple(f"{root}/" for root in linked))
     kept = {path: _digest(content) for path, (content, _) in etc.items()} | changed
     below_usr = sorted(path for path in survey.files if not path.startswith("/etc/"))
     uncovered = [path for path in below_usr if path not in covered and path not in survey.closed]
@@ -250,7 +257,7 @@ def _watched(places: Places, paths: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _etc(places: Places, survey: Survey) -> dict[str, tuple[bytes, bool]]:
+def _etc(places: Places, survey: Survey, linked: tuple[str, ...]) -> dict[str, tuple[bytes, bool]]:
     """The visible files of /etc with their content: they are small, and written into the view from memory."""
     found: dict[str, tuple[bytes, bool]] = {}
     size = 0
@@ -264,7 +271,9 @@ def _etc(places: Places, survey: Survey) -> dict[str, tuple[bytes, bool]]:
             found[path] = (content, bool(survey.files[path][4] & 0o111))
     try:
         with open(places.host(LINKER_CACHE), "rb") as file:
-            cache = ldcache.cut_down(file.read(), lambda path: survey.holds(places.canonical(path)))
+            cache = ldcache.cut_down(
+                file.read(), lambda path: survey.holds(places.canonical(path)) or path.startswith(linked)
+            )
     except OSError:
         cache = None
     if cache is not None:
