@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from project import REQUIEM, Project
@@ -124,3 +125,18 @@ def test_without_a_database_of_packages_no_level_pretends_to_know_the_system(pro
     assert "keep the distribution's package database" in refused.err
     refused = project.refuse("build", "--sandbox", "process", expect=4, program=program)
     assert "keep the distribution's package database" in refused.err
+
+
+@DEBIAN
+def test_what_is_refused_below_another_mount_is_not_refused_everywhere(project: Project) -> None:
+    """With a mount of somebody else's below /usr no overlay can be had; without it the next build has one again."""
+    project.manifest('[steps.plain]\ncommand = "true"\n')
+    (project.base / "local").mkdir()
+
+    def mechanism(**how: Any) -> str:
+        project.build("--cache", "wo", env={"XDG_CACHE_HOME": str(project.base / "cache")}, **how)
+        return str(json.loads(project.run("show", "record", "plain").out)["protection"]["system"])
+
+    alone = mechanism()
+    assert mechanism(program=local(project)) in ("copy", alone)
+    assert mechanism() == alone
