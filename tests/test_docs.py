@@ -75,6 +75,7 @@ def test_the_sessions_about_the_system_run_as_shown(project: Project, tmp_path: 
     project.write("requiem.toml", manifest)
     project.write("main.c", blocks(page, "c")[0])
     project.write("report.py", "")
+    project.write("Makefile", "report:\n\tpython3 report.py > report\n")
     shown = page.read_text().split(added)
     environment = with_command(project, tmp_path)
     for number, text in enumerate(shown):

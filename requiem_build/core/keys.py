@@ -97,7 +97,7 @@ STEP: Mapping[str, Key] = {
     "system": Key(
         choice(SYSTEMS),
         "What the step sees of /usr: the packages of its command and `tools` only, or all that the host has.",
-        '"host"',
+        '"packages"',
     ),
     "network": Key(choice(NETWORKS), "Whether the step reaches the network.", '"none"'),
     "clock": Key(choice(CLOCKS), "What time it is for the step.", '"real"'),

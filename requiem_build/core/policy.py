@@ -62,7 +62,7 @@ MIB = 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class Policy:
     sandbox: str = "strict"
-    system: str = "host"
+    system: str = "packages"
     network: str = "none"
     clock: str = "real"
     random: str = "real"

@@ -93,7 +93,7 @@ def policy_of(draft: Draft) -> Policy:
             raise place.error(f"path {quoted(text)} of step {quoted(draft.step.name)} {error}") from error
     return _policy(
         values.get("sandbox", "strict"),
-        values.get("system", "host"),
+        values.get("system", "packages"),
         values.get("network", "none"),
         tuple(found),
         kinds.size_bytes(values.get("max_output_bytes", MIB)) or 0,

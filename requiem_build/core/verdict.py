@@ -16,7 +16,6 @@ from . import canonical
 from .digest import Digest, is_digest, object_digest
 from .errors import RequestError
 from .fields import dataclass, field
-from .policy import Policy
 from .request import Request
 from .result import Record
 
@@ -85,12 +84,12 @@ class Verdict:
 
     def caps(self, request: Request, record: Record, here: str, *, vouched: bool = False) -> list[str]:
         """Why nothing can be earned; empty if it can."""
-        found = [f"asserted: {what}" for what in record.asserted if what not in NO_CAPS]
+        found = [f"asserted: {what}" for what in record.asserted]
         if request.policy.sandbox != "strict" or record.protection.get("level") != "strict":
             found.append(f"sandbox {request.policy.sandbox}")
         if request.policy.network != "none":
             found.append("network host")
-        if request.policy.system == "host" and "system" not in {*NO_CAPS, *record.asserted}:
+        if request.policy.system == "host" and "system" not in record.asserted:
             found.append("system host")
         secrets = (f"secret {name}" for name in request.secrets)
         found += [secret for secret in secrets if secret not in record.asserted]
@@ -116,14 +115,6 @@ class Verdict:
         """With a digest of itself: a byte that changes makes it no verdict."""
         body = canonical.encode_plain(self.as_json())
         return canonical.encode_plain({**self.as_json(), "digest": object_digest(body)})
-
-
-NO_CAPS = frozenset({"system"} if Policy().system == "host" else ())
-"""Assertions that take nothing away.
-
-While the host's whole system is what a step sees unless it says otherwise, nothing could rise above `unknown` without
-this; where the packages' view is the default, whoever asks for the host's takes it on trust.
-"""
 
 
 def parse_verdict(content: bytes) -> Verdict:

@@ -219,7 +219,7 @@ class _Readers:
             for path in root.key or (root.path.rstrip("/") + "/",):
                 self._note(path, name, "sees the root")
         for folder in instance.policy.path:
-            for program in (*instance.command[:1], *instance.tools):
+            for program in _tools(instance):
                 if not folder.startswith(("/", "~")) and "/" not in program:
                     self._note(f"{folder}/{program}", name, "uses the tool")
         if instance.discover:
@@ -263,6 +263,13 @@ class _Readers:
             for instance in self._unknown:
                 if matches_any(instance.discover, path):
                     yield instance.name, f"may read {path}"
+
+
+def _tools(instance: Instance) -> list[str]:
+    """Names that are looked up in the step's PATH."""
+    from ..core.programs import programs
+
+    return list(dict.fromkeys((*programs(instance.command, instance.env), *instance.tools)))
 
 
 def _above(path: str) -> Iterable[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 
-from ..sandbox.distribution import Distribution
+from ..sandbox.distribution import SEARCH, Distribution
+from ..sandbox.system import lookup
 from ..sandbox.visible import View
 
+UNPACKAGED = ("/usr/local/bin", "/usr/local/sbin", *SEARCH)
 LINE_MAX = 400
 LINES_MAX = 300
 HINTS_MAX = 5
@@ -17,8 +20,12 @@ _PROGRAMS = (
     rf"(?:^|\s)({_NAME}): (?:command )?not found",
     rf"\"({_NAME})\" was not found in PATH",
     rf"its interpreter is missing \(({_NAME})\)",
-    rf"env: ['‘\"]?({_NAME}?)['’\"]?: No such file",
-    rf"(?:execvp|posix_spawnp|spawn|exec|make): ({_NAME}): No such file",
+    rf"(?:env|nice|xargs|time|setsid|stdbuf|chrt|flock): ['‘\"]?({_NAME}?)['’\"]?: No such file",
+    rf"(?:execvp|posix_spawnp|spawn|exec|make(?:\[\d+\])?): ({_NAME}): No such file",
+    rf"failed to run command ['‘]({_NAME})['’]",
+    rf"(?:Can't exec|cannot (?:find|execute)) ['‘\"]({_NAME})['’\"]",
+    rf"spawn ({_NAME}) ENOENT",
+    rf"exec: \"({_NAME})\": executable file not found",
     rf"No such file or directory: ['\"]({_NAME})['\"]",
 )
 _HEADERS = (
@@ -26,8 +33,11 @@ _HEADERS = (
     rf"fatal error: '({_NAME})' file not found",
 )
 _LIBRARIES = (rf"cannot find -l({_NAME})", rf"unable to find library -l({_NAME})")
-_SHARED = (rf"error while loading shared libraries: ({_NAME}):",)
-_MODULES = (r"No module named ['\"]?([A-Za-z_]\w*)",)
+_SHARED = (
+    rf"error while loading shared libraries: ({_NAME}):",
+    rf"({_NAME}\.so[.\d]*): cannot open shared object file",
+)
+_MODULES = (r"No module named ['\"]?([A-Za-z_]\w*)", r"\b(ensurepip) is not\s+available")
 _PERL = (rf"Can't locate ({_NAME}\.pm) in @INC",)
 _PKG_CONFIG = (rf"No package '({_NAME})' found", rf"Package '?({_NAME}?)'?,? .{{0,200}}?not found")
 _PATHS = (rf"(/(?:usr|etc|bin|lib|sbin)/{_NAME})['\"’]?: (?:No such file|not found|cannot open)",)
@@ -40,10 +50,24 @@ def for_failure(text: str, distribution: Distribution, view: View) -> tuple[str,
     found: dict[str, None] = {}
     for patterns, search in _searches(distribution):
         for name in _named(patterns, text):
-            owner = next((id_ for id_ in search(name) if id_ not in shown), None)
+            owners = search(name)
+            owner = next((id_ for id_ in owners if id_ not in shown), None)
             if owner is not None:
                 found[f'{name} is in {owner}, which the step does not see: tools = [..., "{owner}"]'] = None
+            elif patterns in (_PROGRAMS, _PATHS) and not owners:
+                found |= dict.fromkeys(unpackaged(name, distribution))
     return tuple(found)[:HINTS_MAX]
+
+
+def unpackaged(name: str, distribution: Distribution) -> list[str]:
+    """What to do about a program, or a file, that the host has below /usr and that no package owns."""
+    path = lookup(name, UNPACKAGED) if not name.startswith("/usr/") else name if os.path.exists(name) else None
+    if path is None or distribution.owner(path) is not None:
+        return []
+    if not path.startswith("/usr/local/"):
+        return [f'{path} belongs to no package, so the step does not see it: system = "host"']
+    ways = '[roots.local] path = "/usr/local", then roots = ["local"] in the step; or system = "host"'
+    return [f"{path} belongs to no package, so the step does not see it: {ways}"]
 
 
 def _searches(distribution: Distribution) -> Iterator[tuple[tuple[str, ...], Callable[[str], list[str]]]]:

@@ -88,7 +88,8 @@ def _know_packages(site: Site, plan: Plan, options: Options, parts: Sequence[Par
     surroundings = surroundings_of(site, plan.roots, Stamps(), options.environment)
     for part in parts:
         if part.request.policy.system == "packages":
-            surroundings.system_root(part.instance, part.request.command, set(part.request.roots) - {SYSTEM_ROOT})
+            instance = replace(part.instance, tools=tuple(part.request.tools))
+            surroundings.system_root(instance, part.request.command, set(part.request.roots) - {SYSTEM_ROOT})
 
 
 def _at_level(part: Part, level: str, site: Site, surroundings: Surroundings) -> Request:

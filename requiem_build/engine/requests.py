@@ -69,7 +69,7 @@ class RequestMaker:
         if request.policy.system == "packages":
             view = self._surroundings.packaged.distribution.known(request.roots[SYSTEM_ROOT])
             if view is not None:
-                self._workspace.blobs.put_cold(view.document)
+                self._workspace.blobs.put_named(request.roots[SYSTEM_ROOT], view.document)
 
     def level_of(self, instance: Instance) -> str:
         return self._level or instance.policy.sandbox
@@ -148,9 +148,11 @@ class RequestMaker:
         asserted += [f"secret {name}" for name in instance.secrets]
         if policy is not instance.policy:
             instance = replace(instance, policy=policy)
+        env = surroundings.environment(instance, level)
+        named = self._named(instance, command, env) if policy.system == "packages" else ()
         request = Request(
             command=tuple(command),
-            env=surroundings.environment(instance, level),
+            env=env,
             inputs={path: entry.as_input() for path, entry in inputs.entries.items()},
             outputs=tuple(by_bytes(instance.outputs)),
             policy=policy,
@@ -159,15 +161,20 @@ class RequestMaker:
             secrets=instance.secrets,
             stdin=self._stdin(instance, made),
             roots={
-                SYSTEM_ROOT: surroundings.system_root(instance, command, paths),
+                SYSTEM_ROOT: surroundings.system_root(instance, command, paths, named),
                 **{root.path: root.digest for root in roots},
             },
-            tools=surroundings.tools_of(instance, command, paths),
+            tools=surroundings.tools_of(instance, command, paths, named),
             discover=tuple(by_bytes(instance.discover)),
             depfile=instance.depfile,
             salt=instance.salt,
         )
         return Asked(request, tuple(asserted))
+
+    def _named(self, instance: Instance, command: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
+        from .named import named_programs
+
+        return named_programs(instance, command, env, self._workspace.root)
 
     def _cwd(self, instance: Instance, level: str) -> str:
         """Below strict the real absolute path is part of what the step sees, and so of the request."""

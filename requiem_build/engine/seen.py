@@ -13,6 +13,7 @@ from ..sandbox.linux import StrictSandbox
 from ..sandbox.masks import Shown
 from ..sandbox.showing import show
 from ..sandbox.visible import View
+from .named import named_programs
 from .options import Options
 from .site import Site, find_site, named
 from .stamps import Stamps
@@ -67,18 +68,20 @@ def _seen(
             yield Seen(instance.name, surroundings.system(), "host")
             continue
         paths = {surroundings.root_path(roots[each]) for each in instance.roots}
-        view = surroundings.packaged.view(instance, command_of(instance), paths)
+        command = command_of(instance)
+        named = named_programs(instance, command, surroundings.environment(instance, "strict"), site.root)
+        view = surroundings.packaged.view(instance, command, paths, named)
         if view.digest not in mechanisms:
             mechanisms[view.digest] = _mount(site, view, {SYSTEM_ROOT, *paths})
         yield Seen(instance.name, view.digest, "packages", view, mechanisms[view.digest])
 
 
 def command_of(instance: Instance) -> tuple[str, ...]:
-    """Also of a step whose command is filled in only when its inputs are known: its program is known before."""
+    """Also of a step whose command is filled in only when its inputs are known: its programs are known before."""
     if instance.command:
         return instance.command
     command = json.loads(instance.late).get("command")
-    return (command[0],) if isinstance(command, list) and command else ("bash",)
+    return tuple(command) if isinstance(command, list) and command else ("bash", "-c", str(command))
 
 
 def _mount(site: Site, view: View, roots: Collection[str]) -> str:

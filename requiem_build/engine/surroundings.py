@@ -65,10 +65,12 @@ class Surroundings:
         self._plain: dict[tuple[str, tuple[str, ...]], dict[str, str]] = {}
         """The environment of steps that add nothing to it, by level and `path`: most steps share one."""
 
-    def system_root(self, instance: Instance, command: Sequence[str], roots: Collection[str]) -> Digest:
-        """What the step sees of /usr, by digest. `roots` are the paths of its other roots."""
+    def system_root(
+        self, instance: Instance, command: Sequence[str], roots: Collection[str], named: Sequence[str] = ()
+    ) -> Digest:
+        """What the step sees of /usr, by digest. `roots` are its other roots' paths, `named` as for `tools_of`."""
         if instance.policy.system == "packages":
-            return Digest(self.packaged.view(instance, command, roots).digest)
+            return Digest(self.packaged.view(instance, command, roots, named).digest)
         return self.system()
 
     @property
@@ -165,10 +167,15 @@ class Surroundings:
             self._search[path] = (*(os.path.join(self.workspace, each) for each in path), *BASE_PATH.split(":"))
         return self._search[path]
 
-    def tools_of(self, instance: Instance, command: Sequence[str], roots: Collection[str] = ()) -> dict[str, Digest]:
-        """What argv[0] and `tools` resolve to, by content. Raises UnknownName for a tool that is nowhere."""
+    def tools_of(
+        self, instance: Instance, command: Sequence[str], roots: Collection[str] = (), named: Sequence[str] = ()
+    ) -> dict[str, Digest]:
+        """What argv[0] and `tools` resolve to, by content. Raises UnknownName for a tool that is nowhere.
+
+        Where a step sees packages only, so do the programs that its command is found to name.
+        """
         if instance.policy.system == "packages":
-            return self.packaged.tools(instance, command, roots)
+            return self.packaged.tools(instance, command, roots, named)
         search = self.search_path(instance)
         found: dict[str, Digest] = {}
         for name in instance.tools:

@@ -47,6 +47,11 @@ class Blobs:
         """As `put`, of what is seldom read again."""
         return self._put(content, self.objects.put_cold)
 
+    def put_named(self, digest: Digest, content: bytes) -> None:
+        """As `put_cold`, of content whose digest is known: nothing is hashed where it was put before."""
+        if digest not in self._stored:
+            self.put_cold(content)
+
     def _put(self, content: bytes, store: Callable[[bytes], Digest]) -> Digest:
         digest = object_digest(content)
         if digest in self._stored:  # Above all the empty one, which every quiet step has twice.

@@ -5,11 +5,10 @@ One object serves one command of the user. It knows neither steps nor requests, 
 
 from __future__ import annotations
 
-import difflib
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from ..core.errors import EnvironmentFault
@@ -18,9 +17,9 @@ from . import parts
 from .packages.base import Contents, Database, Package, Places
 from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
-from .remembered import Kept, load, save
+from .remembered import Kept, Names, load, save
 from .stamped import SETTLED_NS, Sealed
-from .visible import RULE, Verifier, View, make_view, stamp_of, stamps_of
+from .visible import LINKER_CACHE, RULE, Stamp, Verifier, View, make_view, stamp_of, stamps_of
 
 SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
@@ -53,9 +52,12 @@ class Distribution:
         self._database: Database | None = None
         self._installed: Installed | None = None
         self._stamps: str = ""
-        self._views: dict[tuple[str, ...], View] = {}
+        self._names: Names | None = None
+        self._files: dict[str, Stamp | None] = {}
+        self._views: dict[tuple[tuple[str, ...], tuple[str, ...]], View] = {}
         self._by_digest: dict[str, View] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
+        self._base_ids: frozenset[str] | None = None
         self._watched_stamps: dict[tuple[str, ...], str] = {}
 
     @property
@@ -86,9 +88,24 @@ class Distribution:
         with self._lock:
             if name not in self._resolved:
                 owner = self.owner(name)
-                named = [] if "/" in name else [package.id for package in self.installed.find(name)]
+                named = [] if "/" in name else self._named(name)
                 self._resolved[name] = tuple(sorted({*named, *([owner.package] if owner else [])}))
             return self._resolved[name]
+
+    def _named(self, name: str) -> list[str]:
+        """The ids of the packages of that name, or that provide it."""
+        known = self._known_names.packages
+        if name not in known:
+            known[name] = [package.id for package in self.installed.find(name)]
+            self._known_names.is_new = True
+        return known[name]
+
+    @property
+    def _known_names(self) -> Names:
+        if self._names is None:
+            _ = self.database
+            self._names = Names(Path(self._cache_dir, "packages.names"), self._stamps, self._root)
+        return self._names
 
     def program(self, name: str) -> str | None:
         """The host path of a program that some package owns, by its name or absolute path."""
@@ -96,15 +113,34 @@ class Distribution:
         return None if owner is None else self.places.host(owner.path)
 
     def owner(self, name: str) -> Owner | None:
+        """Who owns a program, by its name or absolute path."""
         found = self.places.find_program(name, SEARCH)
         if found is None:
             return None
         way = self.places.resolve(found)  # Alternatives and other links that no package owns lead to one that does.
-        owners = self.database.owners(way)
-        return next((Owner(found, owners[path]) for path in way if path in owners), None)
+        with self._lock:
+            owners = self._known_names.owners
+            unknown = [path for path in way if path not in owners]
+            if unknown:
+                owners |= dict.fromkeys(unknown, "") | self.database.owners(unknown)
+                self._known_names.is_new = True
+            return next((Owner(found, owners[path]) for path in way if owners[path]), None)
+
+    def is_base(self, name: str) -> bool:
+        """Whether a name stands for nothing but what every step sees."""
+        return self._base.issuperset(self.resolve(name))
+
+    @property
+    def _base(self) -> frozenset[str]:
+        if self._base_ids is None:
+            ids = [id_ for name in BASE_PACKAGES for id_ in self._named(name)]
+            self._base_ids = frozenset([*ids, *(id_ for name in BASE_PROGRAMS for id_ in self.resolve(name))])
+        return self._base_ids
 
     def nearest(self, name: str) -> list[str]:
         """Names of packages and programs that somebody who wrote this may have meant."""
+        import difflib
+
         names = {package.name for package in self.database.packages().values()}
         for folder in SEARCH[:1]:
             names.update(os.listdir(self.places.host(folder)))
@@ -112,18 +148,22 @@ class Distribution:
 
     # Views
 
-    def view(self, names: Iterable[str]) -> View:
+    def view(self, names: Iterable[str], roots: Iterable[str] = ()) -> View:
         """What a step sees that asks for these names; those that are no package's add nothing.
+
+        `roots` are directories of the host that it sees too, for what the dynamic linker is to find in them.
 
         Raises SandboxUnavailable without a package database, EnvironmentFault if the system does not hold still.
         """
-        wanted = tuple(sorted(set(names)))
+        asked = set(names)
         with self._lock:
-            if wanted not in self._views:
-                view = self._view(wanted)
-                self._views[wanted] = view
+            linked = self._linked(roots)
+            wanted = self._wanted(asked)
+            if (wanted, linked) not in self._views:
+                wanted, view = self._view(asked, linked)
+                self._views[wanted, linked] = view
                 self._by_digest[view.digest] = view
-            return self._views[wanted]
+            return self._views[wanted, linked]
 
     def known(self, digest: str) -> View | None:
         """The view of that digest, if this object has made it."""
@@ -133,22 +173,40 @@ class Distribution:
     def is_used(self) -> bool:
         return bool(self._by_digest)
 
-    def _view(self, wanted: tuple[str, ...]) -> View:
+    def _wanted(self, names: Collection[str]) -> tuple[str, ...]:
+        """The ids of the packages that these names and the base stand for."""
+        return tuple(sorted(self._base.union(*map(self.resolve, names))))
+
+    def _linked(self, roots: Iterable[str]) -> tuple[str, ...]:
+        """Those of the roots that the linker's cache names: most have none, and share the view of all others."""
+        wanted = sorted(root for root in roots if root.startswith("/"))
+        if not wanted:
+            return ()
+        try:
+            with open(self.places.host(LINKER_CACHE), "rb") as file:
+                cache = file.read()
+        except OSError:
+            return ()
+        return tuple(root for root in wanted if b"\0" + os.fsencode(root) + b"/" in cache)
+
+    def _view(self, names: Collection[str], linked: tuple[str, ...]) -> tuple[tuple[str, ...], View]:
         for _ in range(TRIES):
             began_ns = time.time_ns()
-            _ = self.database
-            kept = load(self._path(wanted), self._stamps)
+            wanted = self._wanted(names)
+            kept = load(self._path(wanted, linked), self._stamps)
             if kept is not None and self._holds(kept):
                 self._watched_stamps[kept.view.watched] = kept.watched_stamps
-                return kept.view
+                self._keep_names(began_ns)
+                return wanted, kept.view
             try:
-                view = self._made(wanted)
+                view = self._made(wanted, linked)
             except OSError:
                 view = None  # A file that was listed went away, or the database did.
             if view is not None and self._stamps_now() == self._stamps:
                 self._watched_stamps[view.watched] = stamps_of(Places(), view.watched)
-                self._keep(wanted, view, began_ns)
-                return view
+                self._keep(self._path(wanted, linked), view, began_ns)
+                self._keep_names(began_ns)
+                return wanted, view
             self._open()
         raise EnvironmentFault(
             "the system's packages change while they are looked at",
@@ -156,15 +214,13 @@ class Distribution:
             hint="wait until the package manager has finished",
         )
 
-    def _made(self, wanted: Sequence[str]) -> View:
-        ids = [package.id for name in BASE_PACKAGES for package in self.installed.find(name)]
-        for name in (*BASE_PROGRAMS, *wanted):
-            ids += self.resolve(name)
+    def _made(self, wanted: Sequence[str], linked: Sequence[str]) -> View:
+        ids = list(wanted)
         while True:
             packages = [(package, self.database.contents(package)) for package in self.installed.closure(ids)]
             more = self._diverting(packages)
             if not more:
-                return self._look(packages)
+                return self._look(packages, linked)
             ids += more
 
     def _diverting(self, packages: Sequence[tuple[Package, Contents]]) -> list[str]:
@@ -178,10 +234,10 @@ class Distribution:
             for found in self.installed.find(by)
         ]
 
-    def _look(self, packages: Sequence[tuple[Package, Contents]]) -> View:
+    def _look(self, packages: Sequence[tuple[Package, Contents]], linked: Sequence[str]) -> View:
         memory = Sealed(Path(self._cache_dir, "packages.verified.json"))
         verifier = Verifier(memory.load(), self.places.host)
-        view = make_view(self.database, self.places, packages, verifier)
+        view = make_view(self.database, self.places, packages, verifier, linked)
         if verifier.is_new:
             memory.save(verifier.known)
         return view
@@ -191,19 +247,25 @@ class Distribution:
         view = kept.view
         return (
             stamps_of(Places(), view.watched) == kept.watched_stamps
-            and stamps_of(self.places, view.files) == view.stamps
+            and stamps_of(self.places, view.files, self._files) == view.stamps
         )
 
-    def _keep(self, wanted: tuple[str, ...], view: View, began_ns: int) -> None:
+    def _keep(self, path: Path, view: View, began_ns: int) -> None:
         packages = [f"{p.name} {p.version} {p.architecture}".encode() for p in view.packages]
         parts.keep(self._cache_dir, view.digest, packages, parts.lines_of(view.document))
-        if self._youngest_ns(view) < began_ns - SETTLED_NS:  # Else a stamp might stand for two contents.
+        paths = (*self.database.stamped(), *view.watched, *map(self.places.host, view.files))
+        if self._youngest_ns(paths) < began_ns - SETTLED_NS:  # Else a stamp might stand for two contents.
             kept = Kept(view, self._stamps, self._watched_stamps[view.watched])
-            save(self._path(wanted), kept, kept_max=REMEMBERED_MAX)
+            save(path, kept, kept_max=REMEMBERED_MAX)
 
-    def _youngest_ns(self, view: View) -> int:
+    def _keep_names(self, began_ns: int) -> None:
+        names = self._known_names
+        if names.is_new and self._youngest_ns(self.database.stamped()) < began_ns - SETTLED_NS:
+            names.save()
+
+    def _youngest_ns(self, paths: Iterable[str]) -> int:
         found = [0]
-        for path in (*self.database.stamped(), *view.watched, *map(self.places.host, view.files)):
+        for path in paths:
             try:
                 stamp = stamp_of(os.lstat(path))
             except OSError:
@@ -211,10 +273,10 @@ class Distribution:
             found.append(max(stamp[:2]))
         return max(found)
 
-    def _path(self, wanted: tuple[str, ...]) -> Path:
+    def _path(self, wanted: tuple[str, ...], linked: tuple[str, ...]) -> Path:
         from ..core.digest import object_digest
 
-        asked = repr((RULE, self._root, os.geteuid() == 0, wanted)).encode("utf-8", "surrogateescape")
+        asked = repr((RULE, self._root, os.geteuid() == 0, wanted, linked)).encode("utf-8", "surrogateescape")
         return Path(self._cache_dir, "views", str(object_digest(asked))[:32])
 
     # Did it hold still?

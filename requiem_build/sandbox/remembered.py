@@ -1,4 +1,4 @@
-"""Views of packages, written down between one command and the next. Lost or damaged, they are made again."""
+"""Views of packages, and whose programs are, written down between commands. Lost or damaged, they are made again."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 
 from ..core.fields import dataclass
 from .packages.base import Package
+from .stamped import Sealed
 from .visible import View
 
-_MAGIC = b"requiem view 1\n"
+_MAGIC = b"requiem view 2\n"
 _SEAL_CHARACTERS = 64
+NAMES_MAX = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,29 @@ class Kept:
     view: View
     stamps: str
     watched_stamps: str
+
+
+class Names:
+    """What the package database says of paths and names while its stamps are these: costly to ask, and asked each time.
+
+    `owners` is canonical path -> id of a package, or nothing; `packages` name -> ids. Whether a path exists, and where
+    a link leads, is for others to look at.
+    """
+
+    def __init__(self, path: Path, stamps: str, root: str) -> None:
+        self._file = Sealed(path)
+        self._of = [root, stamps]
+        known = self._file.load()
+        holds = known.get("of") == self._of
+        self.owners: dict[str, str] = known["owners"] if holds else {}
+        self.packages: dict[str, list[str]] = known["packages"] if holds else {}
+        self.is_new = False
+
+    def save(self) -> None:
+        """Not more than a workspace's worth: who looks at very many names writes down none."""
+        if len(self.owners) + len(self.packages) <= NAMES_MAX:
+            self._file.save({"of": self._of, "owners": self.owners, "packages": self.packages})
+        self.is_new = False
 
 
 def load(path: Path, stamps: str) -> Kept | None:

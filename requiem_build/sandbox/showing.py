@@ -15,6 +15,7 @@ from .stamped import Sealed
 from .visible import View
 
 T = TypeVar("T")
+_ALL_IDS = ["0", "0", "4294967295"]
 
 
 def show(
@@ -35,8 +36,9 @@ def show(
     memory = Sealed(Path(cache_dir, "masks.refused.json"))
     refused: dict[str, str] = dict(memory.load())
     told: list[tuple[str, str]] = []
+    place = _place(distribution.places.tops)
     for mechanism in MECHANISMS:
-        here = f"{mechanism} {_place()}"
+        here = f"{mechanism} {place}"
         if here in refused:
             told.append((mechanism, refused[here]))
             continue
@@ -53,7 +55,8 @@ def show(
     raise SandboxUnavailable(
         'the packages that a step asks for cannot be shown alone here, so system = "packages" cannot be had',
         facts=told,
-        hint='system = "host" shows all of /usr and takes it on trust; `requiem doctor` says what is missing',
+        hint='system = "host" shows all of /usr and takes it on trust, --sandbox process hides nothing at all; '
+        "`requiem doctor` says what is missing",
     )
 
 
@@ -63,6 +66,18 @@ def _ready(distribution: Distribution, view: View, roots: Collection[str], folde
     return make_ready(view, places, folder, mechanism, inside)
 
 
-def _place() -> str:
-    """What was refused once is refused again as long as kernel and user are the same."""
-    return f"{os.uname().release} {'root' if os.geteuid() == 0 else 'user'}"
+def _place(tops: Collection[str]) -> str:
+    """What was refused once is refused again as long as kernel, user and what is mounted below /usr are the same.
+
+    Whoever has rights only in a namespace of his own may not cover what others have mounted there.
+    """
+    user = "root" if os.geteuid() == 0 else "user"
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            user += "" if file.read().split() == _ALL_IDS else " of a namespace"
+        with open("/proc/self/mountinfo", "rb") as file:
+            points = {os.fsdecode(line.split(b" ", 5)[4]) for line in file}
+    except OSError:
+        points = set()
+    below = sorted(point for point in points if any(point.startswith(f"{top}/") for top in tops))
+    return " ".join([os.uname().release, user, *below])

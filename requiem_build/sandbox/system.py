@@ -202,7 +202,7 @@ def _package_databases() -> list[str]:
     raise EnvironmentFault(
         "no package database that Requiem knows: the system cannot be part of a step's key",
         facts=[("looked for", ", ".join((DPKG, PACMAN, *APK[:1], "rpmdb")))],
-        hint='declare what steps need as [roots], or use sandbox = "process"',
+        hint="keep the distribution's package database in this image: the system is part of every step's key",
     )
 
 

@@ -6,10 +6,10 @@ with, and by content what no sum covers. It does not know how the view is mounte
 
 from __future__ import annotations
 
-import hashlib
+import marshal
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ..core.fields import dataclass, field, replace
 from . import ldcache
@@ -87,6 +87,9 @@ class Verifier:
 
     def differing(self, package: Package, contents: Contents, survey: Survey) -> dict[str, str]:
         """Path -> digest of the content of each file that is not what the package's sums say."""
+        import hashlib
+        from functools import partial
+
         from ..core.digest import object_digest
 
         present = [p for p in contents.sums if p in survey.files and p not in survey.closed]
@@ -101,16 +104,13 @@ class Verifier:
         for path in present:
             algorithm, _, wanted = contents.sums[path].partition(":")
             with open(self._host(path), "rb") as file:
-                if hashlib.file_digest(file, lambda: _hash(algorithm)).hexdigest() != wanted:  # noqa: B023
+                summed = hashlib.file_digest(file, partial(hashlib.new, algorithm, usedforsecurity=False))
+                if summed.hexdigest() != wanted:
                     file.seek(0)
                     found[path] = object_digest(file.read())
         self.known[package.id] = [sums, stamps, found]
         self.is_new = True
         return found
-
-
-def _hash(algorithm: str) -> hashlib._Hash:
-    return hashlib.new(algorithm, usedforsecurity=False)
 
 
 def look(places: Places, packages: Sequence[tuple[Package, Contents]], links: Iterable[str]) -> Survey:
@@ -205,16 +205,23 @@ def _names(folder: str) -> list[str]:
 
 
 def make_view(
-    database: Database, places: Places, packages: Sequence[tuple[Package, Contents]], verifier: Verifier
+    database: Database,
+    places: Places,
+    packages: Sequence[tuple[Package, Contents]],
+    verifier: Verifier,
+    linked: Sequence[str] = (),
 ) -> View:
-    """Looks at everything that the packages own, and digests it. Raises OSError for a file that vanishes meanwhile."""
+    """Looks at everything that the packages own, and digests it. Raises OSError for a file that vanishes meanwhile.
+
+    `linked` are roots whose libraries stay in the linker's cache: without it /usr/local/lib is not looked into.
+    """
     survey = look(places, packages, database.links())
     covered: dict[str, str] = {}
     changed: dict[str, str] = {}
     for package, contents in packages:
         covered.update(contents.sums)
         changed |= verifier.differing(package, contents, survey)
-    etc = _etc(places, survey)
+    etc = _etc(places, survey, tuple(f"{root}/" for root in linked))
     kept = {path: _digest(content) for path, (content, _) in etc.items()} | changed
     below_usr = sorted(path for path in survey.files if not path.startswith("/etc/"))
     uncovered = [path for path in below_usr if path not in covered and path not in survey.closed]
@@ -231,7 +238,7 @@ def make_view(
         links={path: survey.links[path] for path in sorted(survey.links) if not path.startswith("/etc/")},
         etc_files=etc,
         etc_links={path: survey.links[path] for path in sorted(survey.links) if path.startswith("/etc/")},
-        stamps=_digest(repr([(path, survey.files[path]) for path in below_usr]).encode("utf-8", "surrogateescape")),
+        stamps=_digest_of_stamps(survey.files[path] for path in below_usr),
         watched=tuple(_watched(places, [*etc, *uncovered, *changed])),
         changed=tuple(sorted(changed)),
     )
@@ -248,7 +255,7 @@ def _watched(places: Places, paths: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def _etc(places: Places, survey: Survey) -> dict[str, tuple[bytes, bool]]:
+def _etc(places: Places, survey: Survey, linked: tuple[str, ...]) -> dict[str, tuple[bytes, bool]]:
     """The visible files of /etc with their content: they are small, and written into the view from memory."""
     found: dict[str, tuple[bytes, bool]] = {}
     size = 0
@@ -262,7 +269,9 @@ def _etc(places: Places, survey: Survey) -> dict[str, tuple[bytes, bool]]:
             found[path] = (content, bool(survey.files[path][4] & 0o111))
     try:
         with open(places.host(LINKER_CACHE), "rb") as file:
-            cache = ldcache.cut_down(file.read(), lambda path: survey.holds(places.canonical(path)))
+            cache = ldcache.cut_down(
+                file.read(), lambda path: survey.holds(places.canonical(path)) or path.startswith(linked)
+            )
     except OSError:
         cache = None
     if cache is not None:
@@ -301,15 +310,30 @@ def _document(
     )
 
 
-def stamps_of(places: Places, paths: Iterable[str]) -> str:
-    """One digest for the stamps of all these, to be compared with `View.stamps`; what is gone counts as gone."""
-    found: list[object] = []
+def stamps_of(places: Places, paths: Collection[str], known: dict[str, Stamp | None] | None = None) -> str:
+    """One digest for the stamps of all these, to be compared with `View.stamps`; what is gone counts as gone.
+
+    `known` remembers them from one call to the next: to whoever gives it, the host holds still meanwhile.
+    """
+    known = {} if known is None else known
+    root = places.root
+    lstat = os.lstat
     for path in paths:
-        try:
-            found.append((path, stamp_of(os.lstat(places.host(path)))))
-        except OSError:
-            found.append((path, None))
-    return _digest(repr(found).encode("utf-8", "surrogateescape"))
+        if path not in known:
+            try:
+                seen = lstat(root + path)
+            except OSError:
+                known[path] = None
+            else:
+                known[path] = (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode)
+    return _digest_of_stamps(map(known.__getitem__, paths))
+
+
+def _digest_of_stamps(stamps: Iterable[Stamp | None]) -> str:
+    numbers: list[int | None] = []
+    for stamp in stamps:
+        numbers += stamp or (None,)
+    return _digest(marshal.dumps(numbers, 2))
 
 
 def _digest(content: bytes) -> str:

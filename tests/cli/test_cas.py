@@ -49,7 +49,7 @@ def test_stats_count_by_kind_and_tenant_and_tell_ratios_and_hits(built: Project)
     found = answer(built, "stats")
     kinds = found["kinds"]
     assert {name: kinds[name]["count"] for name in ("objects", "records", "runs")} == {
-        "objects": 6,  # Also the manifest, for replay.
+        "objects": 7,  # Also the manifest, for replay, and the list of packages that the steps saw.
         "records": 2,
         "runs": 2,
     }

@@ -187,7 +187,7 @@ def test_exact_bytes_leave_by_their_doors(hello: Project) -> None:
     assert Path(hello.run("cas", "path", digest).out.strip()).read_text() == "world\n"
     assert hello.run("cas", "put", "out.txt").out.strip() == digest
     record = json.loads(hello.run("show", "record", "hello").out)
-    assert record["protection"]["level"] == "strict" and record["asserted"] == ["system"]
+    assert record["protection"]["level"] == "strict" and record["asserted"] == []
     hello.refuse("cas", "get", "0" * 64)
 
 

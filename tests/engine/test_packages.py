@@ -67,7 +67,8 @@ def test_a_program_is_compiled_linked_and_run_and_is_then_up_to_date(hello: Proj
 
 def test_what_nobody_asked_for_is_absent_and_the_error_names_its_package(hello: Project) -> None:
     step(hello, "zip", "gcc zip.c -lz -o zip", 'inputs = ["zip.c"]\noutputs = ["zip"]\ntools = ["gcc"]')
-    step(hello, "perl", "perl -e 1")
+    hello.write("Makefile", "all:\n\tperl -e 1\n")
+    step(hello, "perl", "make", 'inputs = ["Makefile"]')
     step(hello, "link", "gcc hello.c -lz -o link", 'inputs = ["hello.c"]\noutputs = ["link"]\ntools = ["gcc"]')
     ran = hello.run("build", "-k")
     assert ran.code == 1
@@ -82,7 +83,7 @@ def test_what_was_asked_for_is_there_by_the_name_of_a_program_or_a_package(hello
     step(hello, "perl", "perl -e 'print 1' > one", 'outputs = ["one"]\ntools = ["perl"]')
     assert hello.build().counts == {"ran": 4}
     request = json.loads(hello.run("show", "request", "zip").out)
-    assert sorted(request["tools"]) == ["bash", "cc", "zlib1g-dev"]
+    assert sorted(request["tools"]) == ["bash", "cc", "gcc", "zlib1g-dev"]
     assert request["policy"]["system"] == "packages"
 
 
@@ -226,3 +227,45 @@ def test_another_kind_of_view_is_no_change_of_thousands_of_packages(hello: Proje
     hello.build("hello")
     hello.manifest(MANIFEST.replace('system = "packages"', 'system = "host"'))
     assert hello.build("-n", "hello").step("hello")["reason"] == "system packages -> host"
+
+
+def test_the_programs_that_a_shells_text_names_are_found_without_being_declared(hello: Project) -> None:
+    step(
+        hello,
+        "chain",
+        "VALUE=$(perl -e 'print 6 * 7'); if gcc -c hello.c -o h.o && $NM h.o | sort > nm.txt; then echo $VALUE > v; fi",
+        'inputs = ["hello.c"]\noutputs = ["nm.txt", "v"]\nenv = { NM = "nm -g" }',
+    )
+    hello.build("chain")
+    assert hello.read("v") == "42\n"
+    assert " T main" in hello.read("nm.txt")
+    request = json.loads(hello.run("show", "request", "chain").out)
+    assert sorted(request["tools"]) == ["bash", "gcc", "nm", "perl"]  # What every step sees is not named.
+    seen = json.loads(hello.run("doctor", "chain", "--json").out)["steps"][0]
+    assert seen["digest"] == request["roots"]["/usr"]
+    assert (
+        hello.build("chain", "--mode", "repro", "--cache", "off").step("chain")["request_digest"]
+        == (hello.build("-n", "chain").step("chain")["request_digest"])
+    )
+    assert hello.run("replay", "--execute").code == 0
+
+
+def test_words_that_are_no_program_of_a_package_add_nothing(hello: Project) -> None:
+    step(hello, "words", "helper() { true; }; helper; no-such-thing || true; zlib1g-dev || :", "outputs = []")
+    hello.build("words")
+    assert list(json.loads(hello.run("show", "request", "words").out)["tools"]) == ["bash"]
+
+
+def test_what_a_script_of_the_workspace_is_run_by_is_found(hello: Project) -> None:
+    hello.write("tools/gen.pl", "#!/usr/bin/perl\nprint 7 * 6;\n", executable=True)
+    hello.write("tools/gen", "#!/usr/bin/env perl\nprint 7 * 6;\n", executable=True)
+    step(hello, "text", "./tools/gen.pl > a; cd tools; ./gen > ../b || exit 3", 'outputs = ["a"]\ninputs = ["tools/"]')
+    text = hello.read("requiem.toml") + '\n[steps.argv]\ncommand = ["tools/gen"]\n'
+    hello.write("requiem.toml", text)
+    hello.build("text", "argv")
+    assert hello.read("a") == "42"
+    request = json.loads(hello.run("show", "request", "argv").out)
+    assert sorted(request["tools"]) == ["perl"]
+    hello.write("tools/gen", "#!/bin/sh\ntrue\n", executable=True)
+    hello.build("argv")
+    assert json.loads(hello.run("show", "request", "argv").out)["tools"] == {}

@@ -203,6 +203,7 @@ def test_a_step_that_may_read_is_confined_once_it_ran_with_what_it_read_alone(pr
     ("policy", "why"),
     [
         ('network = "host"\nlock = ["in.txt"]', "asserted: network"),
+        ('system = "host"', "asserted: system"),
         ('roots = ["data"]\n[roots.data]\npath = "data"\nkey = ["in.txt"]', "asserted: root data by in.txt"),
     ],
 )
@@ -233,10 +234,9 @@ def test_what_was_asserted_caps_the_level_and_nothing_else_does(project: Project
         return found
 
     packages = replace(request.policy, system="packages")
-    on_trust = () if Policy().system == "host" else ("asserted: system",)
     assert caps(packages, asserted=()) == []
-    assert caps(replace(packages, system="host"), asserted=("system",)) == [*on_trust]
-    assert caps(replace(packages, system="host"), asserted=()) == ["system host"] * len(on_trust)
+    assert caps(replace(packages, system="host"), asserted=("system",)) == ["asserted: system"]
+    assert caps(replace(packages, system="host"), asserted=()) == ["system host"]
     assert caps(packages, ("TOKEN",), asserted=("secret TOKEN",)) == ["asserted: secret TOKEN"]
     assert caps(packages, ("TOKEN",), asserted=()) == ["secret TOKEN"]
     assert caps(packages, asserted=("root sdk by lock", "cache ccache")) == [

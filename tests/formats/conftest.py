@@ -68,7 +68,7 @@ def requests() -> dict[str, Request]:
         outputs=("z", "a", "dir/", "\U0001f600", "\ue000"),
         policy=Policy(
             sandbox="process",
-            system="packages",
+            system="host",
             network="host",
             clock="frozen",
             random="seeded",

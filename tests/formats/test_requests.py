@@ -339,7 +339,7 @@ def test_r15_a_change_in_any_one_field_changes_the_digest(all_requests) -> None:
 def test_r15_a_change_in_any_one_policy_field_changes_the_digest() -> None:
     changes = {
         "sandbox": "none",
-        "system": "packages",
+        "system": "host",
         "network": "host",
         "clock": "frozen",
         "random": "seeded",

@@ -29,7 +29,7 @@ def open_database(root: str = "/") -> Database:
     raise SandboxUnavailable(
         'this host has no package database that Requiem knows, so system = "packages" cannot be had',
         facts=[("looked for", ", ".join(files[0] for _, _, files in _KINDS))],
-        hint='system = "host" shows all of /usr and takes it on trust',
+        hint="keep the distribution's package database in this image: the system is part of every step's key",
     )
 
 
