@@ -71,6 +71,7 @@ class Instance:
     lay_out: bool = True
     cache: bool = True
     retries: int = 0
+    jobserver: bool = False
     pool: str | None = None
     lock: tuple[str, ...] = ()
     salt: str = ""

@@ -115,6 +115,9 @@ STEP: Mapping[str, Key] = {
     "tmp": Key(SIZE, "How much fits into /tmp and HOME."),
     "cache": Key(BOOLEAN, "Whether results are remembered; `false` runs the step each time.", "true"),
     "retries": Key(count(0, 100), "How often a failed command is tried again.", "0"),
+    "jobserver": Key(
+        BOOLEAN, "Whether the build's free job slots are lent to the step: for make, cargo and others.", "false"
+    ),
     "pool": Key(NAME, "The pool of `[pools]` whose places it shares."),
     "persistent": Key(BOOLEAN, "A process that stays while others use it.", "false", later=True, now=(False,)),
     "ready": Key(ANYTHING, "How a persistent step says that it is ready.", later=True),

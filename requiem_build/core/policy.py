@@ -7,6 +7,10 @@ from .fields import dataclass
 WORLD = 1
 """The number of the fixed surroundings below; raised whenever any of them changes."""
 
+JOBSERVER_DESCRIPTOR = 3
+JOBSERVER_FLAGS = f"-j --jobserver-auth={JOBSERVER_DESCRIPTOR},{JOBSERVER_DESCRIPTOR}"
+"""MAKEFLAGS of a step with `jobserver`: the same in every run, however many slots there are."""
+
 WORKSPACE = "/workspace"
 BASE_PATH = "/usr/local/bin:/usr/bin:/bin"
 UID = GID = 1000

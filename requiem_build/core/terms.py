@@ -15,6 +15,7 @@ from .patterns import by_bytes
 from .policy import MIB, Limits, Policy
 from .texts import line, roots_of
 
+MAKEFLAGS = "MAKEFLAGS"
 LIMITS = ("timeout", "cpu_time", "memory", "processes", "open_files", "file_size", "output_size", "tmp")
 
 
@@ -31,6 +32,10 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
             env[name] = line(text, names)
     secrets = tuple(by_bytes(set(values.get("secrets", ()))))
     _refuse_twice(link, secrets, {*env, *values.get("pass_env", ())})
+    if values.get("jobserver") and MAKEFLAGS in {*env, *secrets, *(n.rstrip("?") for n in values.get("pass_env", ()))}:
+        raise step.places["jobserver"].error(
+            f"step {quoted(draft.name)} has a jobserver, which gives it {MAKEFLAGS}, and another {MAKEFLAGS} too"
+        )
     return Instance(
         name=draft.name,
         step=step.name,
@@ -57,6 +62,7 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
         lay_out=values.get("lay_out", True),
         cache=values.get("cache", True),
         retries=values.get("retries", 0),
+        jobserver=values.get("jobserver", False),
         pool=link.pool,
         lock=link.lock,
         require=values.get("require", ""),

@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from ..core.fields import dataclass
 from .jobserver import Jobserver, Unavailable, find_jobserver
@@ -67,6 +68,22 @@ class Admission:
                 with self._changed:
                     self._running += 1
                 return token
+
+    def try_enter(self) -> Callable[[], None] | None:
+        """As entering, without waiting: what leaves again, or None if there is no room now."""
+        with self._changed:
+            if self._cancelled() or not (self._running == 0 or self._has_room()):
+                return None
+            if self._jobserver is None or not self._own_slot_taken:
+                self._own_slot_taken = True
+                self._running += 1
+                return partial(self._leave, None)
+        token = self._jobserver.take(0)
+        if token is None:
+            return None
+        with self._changed:
+            self._running += 1
+        return partial(self._leave, token)
 
     def _leave(self, token: bytes | None) -> None:
         with self._changed:

@@ -371,6 +371,7 @@ class _Run:
             list_undeclared=self.options.verbose,
             maker=self._maker,
             admit=admission or nullcontext,
+            admit_more=admission.try_enter if admission is not None else lambda: lambda: None,
             secrets=self.secrets.values,
             keep=self._keeper(),
         )

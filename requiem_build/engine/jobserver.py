@@ -1,8 +1,8 @@
 """Make's jobserver, as a client: when make runs us, our steps share its job slots (GNU make's manual, "Job Slots").
 
 One slot is ours already, the one that runs us. For each further step at once a token is taken, and given back,
-byte for byte, when the step has ended. Steps never see the jobserver: a way out of the sandbox would be one between
-steps, too.
+byte for byte, when the step has ended. Steps never see make's own: a way out of the sandbox would be one between
+steps, too (`executors/slots.py` lends them others).
 """
 
 from __future__ import annotations

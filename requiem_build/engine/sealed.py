@@ -31,7 +31,7 @@ except ImportError:  # What another primitive sealed is not believed, so its dig
         return blake2b(body, key=key, digest_size=_SEAL_BYTES).digest()
 
 
-FORMAT = 18
+FORMAT = 19
 """Raised whenever what any of these files holds changes its shape."""
 
 _MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()

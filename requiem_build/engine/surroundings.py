@@ -14,7 +14,7 @@ from ..core.entries import Entry, File, Link, Tree
 from ..core.errors import SourceMissing, UnknownName, UsageError
 from ..core.fields import dataclass
 from ..core.instance import Instance, Root
-from ..core.policy import BASE_PATH, WORKSPACE, WORLD_ENVIRONMENT
+from ..core.policy import BASE_PATH, JOBSERVER_FLAGS, WORKSPACE, WORLD_ENVIRONMENT
 from ..core.request import SYSTEM_ROOT, Request
 from ..core.secrecy import looks_secret
 from ..sandbox.system import lookup, system_digest
@@ -209,7 +209,7 @@ class Surroundings:
 
     def environment(self, instance: Instance, sandbox: str) -> Mapping[str, str]:
         """World 1, then the manifest's, then what is passed: the whole environment that the step sees."""
-        if instance.env or instance.env_file or instance.pass_env:
+        if instance.env or instance.env_file or instance.pass_env or instance.jobserver:
             return self._environment(instance, sandbox)
         key = (sandbox, instance.policy.path)
         if key not in self._plain:
@@ -233,6 +233,8 @@ class Surroundings:
         env |= instance.env
         for name in self.passed(instance):
             env[name] = self.host_env[name]
+        if instance.jobserver and sandbox != "none":
+            env["MAKEFLAGS"] = JOBSERVER_FLAGS
         return env
 
     def passed(self, instance: Instance) -> list[str]:

@@ -6,12 +6,11 @@ It does not know the manifest or the workspace's state: bytes come from the stor
 from __future__ import annotations
 
 import posixpath
-import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from ..core.digest import Digest
@@ -19,7 +18,7 @@ from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.fields import replace
 from ..core.patterns import compile_pattern, is_pattern, unescape
-from ..core.policy import WORKSPACE, Limits, leaks_of
+from ..core.policy import JOBSERVER_FLAGS, WORKSPACE, Limits, leaks_of
 from ..core.request import LISTING, SYSTEM_ROOT, Request, by_bytes
 from ..core.result import Captured, make_result
 from ..core.secrecy import PIECE_MIN, Masker
@@ -29,6 +28,7 @@ from .blobs import EACH_MAX, Blobs
 from .collect import Collector, NotCollected
 from .depfile import parse_depfile
 from .discovery import discovered_now, named_in_discovered, path_set, workspace_paths
+from .slots import GiveBack, Slots
 from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
@@ -59,10 +59,12 @@ class LocalExecutor:
         list_undeclared: bool = False,
         maker: Callable[[str], str | None] = lambda _: None,
         admit: Callable[[], AbstractContextManager[None]] = nullcontext,
+        admit_more: Callable[[], GiveBack | None] = lambda: lambda: None,
         secrets: Callable[[Sequence[str]], Mapping[str, str]] = lambda _: {},
         keep: Keep | None = None,
     ) -> None:
-        """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run.
+        """`maker(path)` names the step that declares to make a path; `admit()` waits until one more may run,
+        `admit_more()` does not wait.
 
         `secrets(names)` gives the values of all of them, or raises. `keep` is shown what an ended step left, before it
         goes.
@@ -75,9 +77,7 @@ class LocalExecutor:
         self._admit = admit
         self._secrets = secrets
         self._keep = keep
-        self._turns: queue.SimpleQueue[None] = queue.SimpleQueue()  # A semaphore that costs next to nothing.
-        for _ in range(jobs):
-            self._turns.put(None)
+        self._slots = Slots(jobs, admit_more)
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, ...], list[Sandbox]] = {}
         self._idle_max = max(IDLE_MIN, 2 * jobs)
@@ -88,9 +88,9 @@ class LocalExecutor:
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
         masker = masker_of(request, self._secrets)
         job = confide(self.job(request, offered, limits), masker)
-        self._turns.get()
+        self._slots.take()
         try:
-            with self._admit():
+            with self._admit(), self._with_slots(job) as job:
                 sandbox = self._acquire(request)
                 started = time.monotonic()
                 try:
@@ -102,7 +102,7 @@ class LocalExecutor:
                     raise
                 duration_ms = round((time.monotonic() - started) * 1000)
         finally:
-            self._turns.put(None)
+            self._slots.give_back()
         # What a step left lies in its sandbox until it is collected; another step may run in another meanwhile.
         try:
             finished = masked(finished, masker, request.policy.max_output_bytes)
@@ -110,6 +110,14 @@ class LocalExecutor:
         finally:
             finished.close()
             self._release(request, sandbox, healthy=True)
+
+    def _with_slots(self, job: Job) -> AbstractContextManager[Job]:
+        return self._lent(job) if job.env.get("MAKEFLAGS") == JOBSERVER_FLAGS else nullcontext(job)
+
+    @contextmanager
+    def _lent(self, job: Job) -> Iterator[Job]:
+        with self._slots.loan() as pipe:
+            yield replace(job, slots=pipe)
 
     # Sandboxes
 

@@ -64,16 +64,19 @@ class Attendant:
         job: Mapping[str, Any],
         descriptor: int | None = None,
         on_terminal: Callable[[int], None] | None = None,
+        slots: int = -1,
     ) -> tuple[tuple[Any, ...], int]:
         """The worker's answer and the descriptor that came with it, or -1. Whatever is raised, the worker is ended.
 
-        `descriptor` goes with the job. `on_terminal` is given the terminal that comes before the answer of a job that
-        has one.
+        `descriptor` goes with the job, `slots` is for the step itself. `on_terminal` is given the terminal that comes
+        before the answer of a job that has one.
         """
         try:
             with self._sending:
                 self._number += 1
                 self._running = True
+                if slots >= 0:
+                    self._channel.send(("lend",), slots)
                 self._channel.send(("run", {"number": self._number, **job}), descriptor)
             answer, came = self._channel.receive()
             if answer[0] == "terminal" and on_terminal is not None:

@@ -60,6 +60,8 @@ class Job:
     """
     hidden: Sequence[str] = ()
     """What of the backdrop is absent."""
+    slots: int = -1
+    """A pipe of job slots that the step finds open as JOBSERVER_DESCRIPTOR; -1 for none."""
     on_terminal: Callable[[int], None] | None = None
     """Then a terminal of the step's own is its input and outputs; called with the descriptor of its other side."""
 

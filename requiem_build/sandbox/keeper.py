@@ -15,7 +15,7 @@ import resource
 import struct
 from contextlib import suppress
 
-from .starting import join_cgroup
+from .starting import SLOTS, join_cgroup
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
@@ -182,6 +182,8 @@ def _become(
             descriptors = (os.open(job["terminal"], os.O_RDWR),) * 3
         for number, descriptor in enumerate(descriptors):
             os.dup2(descriptor, number)
+        if job["slots"] >= 0:
+            os.dup2(job["slots"], SLOTS)
         for which, soft, hard in job["rlimits"]:
             ceiling = resource.getrlimit(which)[1]
             if ceiling != resource.RLIM_INFINITY:

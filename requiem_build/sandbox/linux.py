@@ -148,7 +148,7 @@ class StrictSandbox:
         tree = self._trees.choose(job) if means == LAYERED else None
         message = plan_step(job, self._host, self._terms, means, list(self._areas), tree)
         descriptor = None if group is None else group.procs
-        answer, workspace = attendant.run(message, descriptor, job.on_terminal)
+        answer, workspace = attendant.run(message, descriptor, job.on_terminal, job.slots)
         if answer[0] == "fault" and tree is not None:
             attendant.end()  # What lies on its shelf is unknown now.
         return attendant, answer, workspace
@@ -159,7 +159,7 @@ class StrictSandbox:
             attendant = self._reused
             if attendant is None or attendant.ended:
                 attendant = self._reused = self._spare.take() if self._spare is not None else self._boot_reused()
-            answer, workspace = attendant.run(message)
+            answer, workspace = attendant.run(message, slots=job.slots)
             if answer[0] != "stale":
                 return attendant, answer, workspace
             # Something of a step would have outlived it. Where that happened once, it happens again: the next

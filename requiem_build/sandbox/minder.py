@@ -145,12 +145,17 @@ def main() -> None:
     try:
         channel.receive()
         channel.send(("ready", {"subreaper": _become_reaper()}))
+        lent = -1
         while True:
             (kind, *rest), descriptor = channel.receive()
-            if kind == "run":
-                _run(channel, {**rest[0], "cgroup": descriptor})
-            if descriptor >= 0:
-                os.close(descriptor)
+            if kind == "lend":
+                lent = descriptor
+            elif kind == "run":
+                _run(channel, {**rest[0], "cgroup": descriptor, "slots": lent})
+                for given in (descriptor, lent):
+                    if given >= 0:
+                        os.close(given)
+                lent = -1
     except EOFError:
         os._exit(0)  # The engine is gone, or has let us go.
     finally:

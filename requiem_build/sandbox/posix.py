@@ -74,7 +74,7 @@ class ProcessSandbox:
                 job.on_terminal(other_side)
             with grouped(self._cgroups, job.limits) as (group, left):
                 descriptor = None if group is None else group.procs
-                answer, _ = self._attendant.run(self._message(job, left, terminal), descriptor)
+                answer, _ = self._attendant.run(self._message(job, left, terminal), descriptor, slots=job.slots)
                 if answer[0] == "fault":
                     raise fault_of(answer)
                 reply = answer[1] if group is None else group.seen(answer[1])

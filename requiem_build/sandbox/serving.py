@@ -25,16 +25,22 @@ class Serving:
     def __init__(self, channel: Channel, boot: Boot) -> None:
         self.channel = channel
         self.boot = boot
+        self._slots = -1
+        """What the next job's step is lent."""
 
     def serve(self) -> None:
         while True:
             (kind, *rest), descriptor = self.channel.receive()
             if kind == "run":
+                lent, self._slots = self._slots, -1
                 try:
-                    self.run({**rest[0], "cgroup": descriptor})
+                    self.run({**rest[0], "cgroup": descriptor, "slots": lent})
                 finally:
-                    if descriptor >= 0:
-                        os.close(descriptor)
+                    for given in (descriptor, lent):
+                        if given >= 0:
+                            os.close(given)
+            elif kind == "lend":
+                self._slots = descriptor
             elif kind == "clean":
                 self.clean(rest[0])
             # A late cancellation of a job that has already ended: nothing to do.

@@ -21,6 +21,10 @@ _OF_THE_HOST = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What is no fault of a command that could not be started."""
 
 
+SLOTS = 3
+"""The descriptor by which a step finds the job slots that it is lent: JOBSERVER_DESCRIPTOR, as its MAKEFLAGS say."""
+
+
 class Refusal(Exception):
     """The command cannot be started, and that is the step's own fault."""
 
@@ -66,6 +70,8 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
         if job.get("terminal"):  # The first one that the leader of a session opens becomes its own.
             actions = [(os.POSIX_SPAWN_OPEN, 0, job["terminal"], os.O_RDWR, 0)]
             actions += [(os.POSIX_SPAWN_DUP2, 0, new) for new in (1, 2)]
+        if job["slots"] >= 0:
+            actions.append((os.POSIX_SPAWN_DUP2, job["slots"], SLOTS))
         try:
             return os.posix_spawn(
                 program,
@@ -133,6 +139,8 @@ def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, e
                 stdin = out = err = os.open(job["terminal"], os.O_RDWR)
             for number, descriptor in enumerate((stdin, out, err)):
                 os.dup2(descriptor, number)
+            if job["slots"] >= 0:
+                os.dup2(job["slots"], SLOTS)
             for which, soft, hard in job["rlimits"]:
                 ceiling = resource.getrlimit(which)[1]
                 if ceiling != resource.RLIM_INFINITY:

@@ -139,9 +139,9 @@ def check_that_it_says_what_is_applied(
         boots[booted] = setup
         return booted
 
-    def run(self: Any, job: Any, *more: Any) -> Any:
+    def run(self: Any, job: Any, *more: Any, **rest: Any) -> Any:
         jobs.append((boots[self], job))
-        return really_run(self, job, *more)
+        return really_run(self, job, *more, **rest)
 
     monkeypatch.setattr(linux, "_boot", boot)
     monkeypatch.setattr(attendant.Attendant, "run", run)
