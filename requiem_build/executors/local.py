@@ -33,6 +33,9 @@ from .vanished import vanished
 
 SandboxFactory = Callable[[Request], Sandbox]
 IDLE_MIN = 8
+STAGED_BYTES_MAX = 32 * 1024 * 1024
+_STAGED_BYTES_EACH = 300
+"""Of the objects around a file's content, roughly."""
 
 
 class Keep(Protocol):
@@ -84,6 +87,9 @@ class LocalExecutor:
         self._busy: set[Sandbox] = set()
         self._cancelled = False
         self._closed = False
+        self._staged: dict[tuple[str, Digest, bool], Staged] = {}
+        """What steps were shown: mostly the next ones are shown the same, and are told so by the same objects."""
+        self._staged_bytes = 0
 
     def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
         masker = masker_of(request, self._secrets)
@@ -172,6 +178,9 @@ class LocalExecutor:
         """What a sandbox is asked to do, without the values of secrets. Raises MissingObject."""
         staged: dict[str, Staged] = {}
         for path, entry in (*request.inputs.items(), *((p, e.as_input()) for p, e in offered.items())):
+            if "digest" in entry:  # By far the most.
+                staged.setdefault(path, self._stage_file(path, entry["digest"], entry["executable"]))
+                continue
             for item in self._stage(path, entry):
                 staged.setdefault(item.path, item)
         directories = {_relative_cwd(request.cwd, self._workspace)}
@@ -193,18 +202,25 @@ class LocalExecutor:
     def _stage(self, path: str, entry: Mapping[str, Any]) -> Iterator[Staged]:
         if "symlink" in entry:
             yield Staged(path, symlink=entry["symlink"])
-        elif "tree" in entry:
-            yield from self._stage_tree(path.rstrip("/"), entry["tree"])
         else:
-            yield self._stage_file(path, entry["digest"], entry["executable"])
+            yield from self._stage_tree(path.rstrip("/"), entry["tree"])
 
-    def _stage_file(self, path: str, digest: Digest, executable: bool) -> Staged:
+    def _stage_file(self, path: str, digest: Any, executable: Any) -> Staged:
+        known = self._staged.get((path, digest, executable))
+        if known is not None:
+            return known
         content = self.blobs.held(digest)
         if content is None:
             if (self.blobs.objects.size(digest) or 0) > EACH_MAX:
                 return Staged(path, source=self.blobs.objects.file(digest), executable=executable)
             content = self.blobs.get(digest)
-        return Staged(path, data=content, executable=executable)
+        staged = Staged(path, data=content, executable=executable)
+        self._staged_bytes += len(content) + _STAGED_BYTES_EACH  # Two threads at once may lose one of them.
+        if self._staged_bytes > STAGED_BYTES_MAX:
+            self._staged.clear()
+            self._staged_bytes = 0
+        self._staged[path, digest, executable] = staged
+        return staged
 
     def _stage_tree(self, top: str, digest: Digest) -> Iterator[Staged]:
         pending = [(top, digest)]

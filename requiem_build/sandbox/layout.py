@@ -15,15 +15,16 @@ _PROCESSES_OF_ITS_OWN = 2
 
 def plan_directories(job: Job) -> list[str]:
     """Every directory of the workspace that must exist before the step starts, parents first."""
+    named = {path.rstrip("/") for path in (job.cwd, *job.directories)}
+    named.update(item.path.rstrip("/") if _is_directory(item) else _parent_of(item.path) for item in job.staged)
+    named.update(
+        _parent_of(mount.target[len(WORKSPACE) + 1 :])
+        for mount in job.mounts
+        if mount.target.startswith(WORKSPACE + "/")
+    )
     wanted: set[str] = set()
-    for path in (job.cwd, *job.directories):
-        wanted.update(_itself_and_above(path.rstrip("/")))
-    for item in job.staged:
-        wanted.update(_itself_and_above(item.path.rstrip("/")) if _is_directory(item) else _above(item.path))
-    for mount in job.mounts:
-        if mount.target.startswith(WORKSPACE + "/"):
-            wanted.update(_above(mount.target[len(WORKSPACE) + 1 :]))
-    wanted.discard(".")
+    for path in named - {"."}:
+        wanted.update(_itself_and_above(path))
     return sorted(wanted)
 
 
@@ -31,10 +32,12 @@ def _is_directory(item: Staged) -> bool:
     return item.data is None and item.source is None and item.symlink is None
 
 
-def _above(path: str) -> tuple[str, ...]:
-    _check(path)
-    parent = path.rpartition("/")[0]
-    return _itself_and_above(parent) if parent else ()
+def _parent_of(path: str) -> str:
+    """The directory of a path, `.` for one at the top. Directories are checked as such; here it is the name's turn."""
+    parent, slash, name = path.rpartition("/")
+    assert name not in ("", ".."), f"not a workspace path: {path!r}"
+    assert parent or not slash, f"not a workspace path: {path!r}"
+    return parent or "."
 
 
 @lru_cache(maxsize=4096)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PLACE = "/dev/shm"
 """Every step has a directory of its own there, which covers this one."""
 
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
 _LOWER = "/run"
 """Where the tree lies while the overlay is made: a name that does not tell which tree it is."""
 
@@ -48,15 +50,7 @@ class Shelf:
         for path in directories:
             os.mkdir(f"{top}/{path}", 0o755)
         dates = (mtime_ns, mtime_ns)
-        for path, content, mode in files:
-            target = os.open(f"{top}/{path}", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-            try:
-                rest = memoryview(content)
-                while rest:
-                    rest = rest[os.write(target, rest) :]
-                os.utime(target, ns=dates)
-            finally:
-                os.close(target)
+        _write_all(top, files, dates)
         for path in (*reversed(directories), ""):
             os.utime(f"{top}/{path}", ns=dates)
         self._files[number] = frozenset(path for path, _, _ in files)
@@ -91,7 +85,7 @@ class Shelf:
         found: set[str] = set()
         pending = [""]
         for folder in pending:
-            opened = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper)
+            opened = os.open(folder or ".", _DIRECTORY, dir_fd=upper)
             try:
                 names = os.listdir(opened)
                 modes = [os.stat(name, dir_fd=opened, follow_symlinks=False).st_mode for name in names]
@@ -110,6 +104,30 @@ class Shelf:
                 elif path in directories:
                     found.update(_with_all_below(path, files, directories))
         return found
+
+
+def _write_all(top: str, files: list[tuple[str, bytes, int]], dates: tuple[int, int]) -> None:
+    """By descriptors of their directories, one after the other: the way from the top to each file costs its time."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    folder, opened = "", os.open(top, _DIRECTORY)
+    try:
+        for path, content, mode in files:
+            above, _, name = path.rpartition("/")
+            if above != folder:
+                os.close(opened)
+                opened = -1
+                folder, opened = above, os.open(f"{top}/{above}", _DIRECTORY)
+            target = os.open(name, flags, mode, dir_fd=opened)
+            try:
+                written = os.write(target, content)
+                while written < len(content):
+                    written += os.write(target, memoryview(content)[written:])
+                os.utime(target, ns=dates)
+            finally:
+                os.close(target)
+    finally:
+        if opened >= 0:
+            os.close(opened)
 
 
 def _with_all_below(folder: str, *known: frozenset[str]) -> Iterator[str]:

@@ -8,7 +8,7 @@ bytes and modes are compared, not names of them. It knows no kernel and no diges
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..core.fields import dataclass
 from .base import Job, Staged
@@ -45,7 +45,7 @@ def may_lie_in_tree(item: Staged) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Tree:
-    items: frozenset[Staged]
+    items: Mapping[str, Staged]
     directories: frozenset[str]
     size: int
 
@@ -56,40 +56,47 @@ class Trees:
     def __init__(self) -> None:
         self._known: OrderedDict[int, _Tree] = OrderedDict()
         self._number = 0
-        self._last: frozenset[Staged] = frozenset()
+        self._last: Mapping[str, Staged] = {}
 
     def choose(self, job: Job) -> Choice | None:
         """None where a tree is not worth it."""
-        wanted = frozenset(filter(may_lie_in_tree, job.staged))
+        wanted = {item.path: item for item in job.staged if may_lie_in_tree(item)}
         if len(wanted) < INPUTS_MIN:
             return None
         beside = max(REST_MAX, len(wanted) // 10)
         before, self._last = self._last, wanted
         for number in reversed(self._known):
             tree = self._known[number]
-            if len(wanted) - beside <= len(tree.items) <= len(wanted) and tree.items <= wanted:
+            if len(wanted) - beside <= len(tree.items) <= len(wanted) and tree.items.items() <= wanted.items():
                 self._known.move_to_end(number)
                 return Choice(number, tree.directories, _rest(job, tree.items), None, ())
         # What two steps in a row have in common is likely what the third has, too.
-        common = wanted & before
+        common = {path: item for path, item in wanted.items() if _equal(before.get(path), item)}
         items = common if len(wanted) - beside <= len(common) else wanted
-        size = sum(len(item.data) for item in items if item.data is not None)
+        size = sum(len(item.data) for item in items.values() if item.data is not None)
         if size > BYTES_MAX:
             return None
         return self._add(job, items, size)
 
-    def _add(self, job: Job, items: frozenset[Staged], size: int) -> Choice:
+    def _add(self, job: Job, items: Mapping[str, Staged], size: int) -> Choice:
         dropped = []
         while self._known and (
             len(self._known) >= TREES_MAX or size + sum(tree.size for tree in self._known.values()) > BYTES_MAX
         ):
             dropped.append(self._known.popitem(last=False)[0])
         self._number += 1
-        made_of = tuple(sorted(items, key=lambda item: item.path))
+        made_of = tuple(items[path] for path in sorted(items))
         directories = frozenset(plan_directories(Job((), {}, staged=made_of)))
         self._known[self._number] = _Tree(items, directories, size)
         return Choice(self._number, directories, _rest(job, items), made_of, tuple(dropped))
 
 
-def _rest(job: Job, items: frozenset[Staged]) -> list[Staged]:
-    return [item for item in job.staged if item not in items]
+def _rest(job: Job, items: Mapping[str, Staged]) -> list[Staged]:
+    return [item for item in job.staged if item.path not in items]
+
+
+def _equal(one: Staged | None, other: Staged) -> bool:
+    """Of two that may lie in a tree, at one path."""
+    if one is other:
+        return True
+    return one is not None and one.data == other.data and one.executable == other.executable
