@@ -43,14 +43,10 @@ ALL = ["each:1", "each:2", "sub/b"]
 
 @pytest.mark.parametrize("command", ["doctor", "why", "observe", "reproduce"])
 def test_a_name_means_the_same_to_every_command(plan: Project, command: str) -> None:
-    for name, meant in (
-        ("all", ALL),
-        ("each", ALL[:2]),
-        ("each:2", ["each:2"]),
-        ("sub/b", ["sub/b"]),
-        ("each-1", ["each:1"]),
-        ("e*", ALL[:2]),
-    ):
+    names_and_meanings = [("all", ALL), ("each-1", ["each:1"])]
+    if command in ("doctor", "why"):  # These run nothing, and are quick.
+        names_and_meanings += [("each", ALL[:2]), ("each:2", ["each:2"]), ("sub/b", ["sub/b"]), ("e*", ALL[:2])]
+    for name, meant in names_and_meanings:
         ran = plan.run(command, "--json", name)
         assert (ran.code, sorted(names(ran))) == (0, meant), (name, ran.err)
     below = plan.run(command, "--json", "-f", "../../requiem.toml", "b", cwd=plan.root / "sub/out")

@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -289,22 +288,25 @@ def test_what_a_shell_wrote_is_told_also_if_it_cannot_be_kept(step: Project) -> 
 
 
 @pytest.mark.parametrize("after", ["shell", "build"])
-def test_what_a_killed_shell_left_goes_with_the_next_command(step: Project, after: str) -> None:
+def test_what_a_killed_shell_left_goes_with_the_next_command(project: Project, after: str) -> None:
     forever = str(100_000 + os.getpid())  # Nobody else's.
-    step.write("sub/in", b"x" * 2_000_000)  # So large that it lies in the scratch store.
-    beside = step.root / ".requiem/beside"
-    before = set(Path(tempfile.gettempdir()).glob("requiem-*"))
-    with step.start("shell", "a", "--", "sh", "-c", f"echo up >&2; sleep {forever}") as killed:
+    project.manifest('[steps.a]\ncommand = "cat in > out"\ninputs = ["in"]\noutputs = ["out"]\n')
+    project.write("in", b"x" * 2_000_000)  # So large that it lies in the scratch store.
+    beside = project.root / ".requiem/beside"
+    elsewhere = project.base / "temporary"
+    elsewhere.mkdir()
+    environment = {"TMPDIR": str(elsewhere)}
+    with project.start("shell", "a", "--", "sleep", forever, env=environment) as killed:
         deadline = time.monotonic() + PATIENCE_S
         while not running(forever):
             assert time.monotonic() < deadline
         assert len(list(beside.iterdir())) == 1
-        assert step.run("shell", "a", "--", "true").code == 0
+        assert project.run("shell", "a", "--", "true", env=environment).code == 0
         assert len(list(beside.iterdir())) == 1  # It is still at work.
         killed.kill()
     while running(forever):
         assert time.monotonic() < deadline
     assert len(list(beside.iterdir())) == 1
-    step.build("-n") if after == "build" else step.run("shell", "a", "--", "true")
+    project.run(*(["build", "-n"] if after == "build" else ["shell", "a", "--", "true"]), env=environment)
     assert list(beside.iterdir()) == []
-    assert set(Path(tempfile.gettempdir()).glob("requiem-*")) == before
+    assert list(elsewhere.iterdir()) == []
