@@ -245,8 +245,11 @@ def faults_after(project: Project, ended: Ran, expected: str) -> Iterator[str]:
     again = project.run("build")
     if again.code != 0 or project.read("out/two.txt") != expected:
         yield f"the next build: exit {again.code}, {again.err[-1000:]}; {told}"
-    elif (counts := project.build().counts) != {"fresh": 3}:
-        yield f"then {counts}; {told}"
+        return
+    last = project.build()
+    if last.counts != {"fresh": 3}:
+        reasons = [f"{step['name']} {step['state']}: {step['reason']}" for step in last.report["steps"]]
+        yield f"then {'; '.join(reasons)}; {told}"
 
 
 @pytest.mark.timeout(3600 if EXHAUSTIVE else 240)
