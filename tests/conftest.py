@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
+# Who starts the suite in the background has it ignore interrupts, and everything would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 VECTORS = Path(os.environ.get("REQUIEM_VECTORS", ROOT.parent / "shared" / "vectors"))
 
 

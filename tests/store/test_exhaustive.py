@@ -20,7 +20,7 @@ from requiem_build.core.digest import object_digest
 from requiem_build.store.layout import Store
 
 EXHAUSTIVE = bool(os.environ.get("REQUIEM_EXHAUSTIVE"))
-SAMPLES = 3
+SAMPLES = 2
 FAULTS = {
     "KILL": "signal=KILL:when={}",
     "ENOSPC": "error=ENOSPC:when={}",
@@ -178,7 +178,7 @@ def test_c15_a_fault_at_each_call_leaves_no_half(
             assert ended.returncode in (0, REFUSED, -9, 137), f"{call} {nth}: {ended.stderr}"
             hold(root, action)
     print(f"{number} points, {happened} met")
-    assert happened >= min(3, number), f"only {happened} of {number} faults happened"
+    assert happened >= min(2, number), f"only {happened} of {number} faults happened"
 
 
 # A whole build
@@ -226,7 +226,7 @@ def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(strace: str, tmp_pat
             shutil.rmtree(project.base)
     print(f"{number} points, {happened} met")
     assert wrong == [], "\n".join(wrong)
-    assert happened >= min(3, number)
+    assert happened >= min(2, number)
 
 
 def faults_after(project: Project, ended: Ran, expected: str) -> Iterator[str]:
@@ -256,7 +256,7 @@ def faults_after(project: Project, ended: Ran, expected: str) -> Iterator[str]:
 def test_c29_any_number_of_open_files_is_enough_or_says_so(tmp_path: Path) -> None:
     """From what lets an interpreter start at all up to what no build needs."""
     expected, wrong = "A\nB\n", []
-    limits = range(8, 72) if EXHAUSTIVE else (8, 13, 17, 21, 26, 33)
+    limits = range(8, 72) if EXHAUSTIVE else (8, 17, 21, 33)
     for limit in limits:
         project = Project(tmp_path / f"limit{limit}")
         project.write("in.txt", "a\n")
