@@ -184,34 +184,37 @@ def test_c15_a_fault_at_each_call_leaves_no_half(
 # A whole build
 
 
-@pytest.mark.timeout(3600 if EXHAUSTIVE else 240)
+MANIFEST = """
+    [defaults]
+    sandbox = "process"
+    [steps.one]
+    command = "tr a-z A-Z < in.txt > out/one.txt"
+    inputs = ["in.txt"]
+    outputs = ["out/one.txt"]
+    [steps.many]
+    command = "mkdir tree && for i in $(seq 20); do echo $i > tree/$i; done"
+    outputs = ["tree/"]
+    [steps.two]
+    command = "cat out/one.txt tree/* > out/two.txt"
+    inputs = ["out/one.txt", "tree/"]
+    outputs = ["out/two.txt"]
+"""
+
+
+def build_under(base: Path, log: Path, *options: str) -> tuple[Project, Ran]:
+    project = Project(base)
+    project.write("in.txt", "hello\n")
+    project.manifest(MANIFEST)
+    under = ("strace", "-f", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
+    return project, project.run("build", "--mode", "repro", program=under, timeout_s=1000 if EXHAUSTIVE else 100)
+
+
+@pytest.mark.timeout(7200 if EXHAUSTIVE else 240)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(strace: str, tmp_path: Path, fault: str) -> None:
-    log = tmp_path / "log"
-
-    def run(number: int, *options: str):
-        project = Project(tmp_path / f"run{number}")
-        project.write("in.txt", "hello\n")
-        project.manifest("""
-            [defaults]
-            sandbox = "process"
-            [steps.one]
-            command = "tr a-z A-Z < in.txt > out/one.txt"
-            inputs = ["in.txt"]
-            outputs = ["out/one.txt"]
-            [steps.many]
-            command = "mkdir tree && for i in $(seq 20); do echo $i > tree/$i; done"
-            outputs = ["tree/"]
-            [steps.two]
-            command = "cat out/one.txt tree/* > out/two.txt"
-            inputs = ["out/one.txt", "tree/"]
-            outputs = ["out/two.txt"]
-        """)
-        under = (strace, "-f", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
-        return project, project.run("build", "--mode", "repro", program=under)
-
-    calls = calls_of(fault)
-    project, whole = run(0, "-e", f"trace={','.join(calls)}")
+@pytest.mark.usefixtures("strace")
+def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(tmp_path: Path, fault: str) -> None:
+    log, calls = tmp_path / "log", calls_of(fault)
+    project, whole = build_under(tmp_path / "run0", log, "-e", f"trace={','.join(calls)}")
     assert whole.code == 0, whole.err
     expected = project.read("out/two.txt")
     after, before = most_of_one_thread(log.read_text()), opened_before(log.read_text(), "requiem.toml")
@@ -220,11 +223,15 @@ def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(strace: str, tmp_pat
     for call in calls:
         for nth in sampled(fault, after.get(call, 0), before if call == "openat" else 0):
             number += 1
-            project, ended = run(number, "-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault].format(nth)}")
+            inject = ("-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault].format(nth)}")
+            project, ended = build_under(tmp_path / f"run{number}", log, *inject)
             happened += "INJECTED" in log.read_text() or ended.code in (-9, 137)
-            wrong += [f"{call} {nth}: {each}" for each in faults_after(project, ended, expected)]
+            found = [f"{call} {nth}: {each}" for each in faults_after(project, ended, expected)]
+            print(
+                "\n".join(found or [f"{call} {nth} of {after.get(call, 0)}: well"]), flush=True
+            )  # With `-s`, at once.
+            wrong += found
             shutil.rmtree(project.base)
-    print(f"{number} points, {happened} met")
     assert wrong == [], "\n".join(wrong)
     assert happened >= min(2, number)
 
