@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,30 @@ import pytest
 from project import Project
 
 ROOT = Path(__file__).resolve().parent.parent
+# Who starts the suite in the background has it ignore interrupts, and everything would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 VECTORS = Path(os.environ.get("REQUIEM_VECTORS", ROOT.parent / "shared" / "vectors"))
+
+
+ONCE = (
+    *("differences/", "formats/", "manifest/", "plan/", "test_architecture.py", "test_fields.py"),
+    *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "exhaustive")),
+    *(f"store/test_{name}.py" for name in ("kill", "many", "migrate", "model", "packs", "records", "runs", "seals")),
+    *(f"engine/test_{name}.py" for name in ("attest", "forgeries", "frontier", "mutations", "packing", "policy")),
+    *(f"engine/test_{name}.py" for name in ("replay", "reproduce", "signed_verdicts", "trust")),
+    *(f"cli/test_{name}.py" for name in ("hash", "list", "schemas", "trust_schemas", "why")),
+    *("executors/test_discovery.py", "observing/test_edits.py", "observing/test_strace.py"),
+    *("sandbox/test_ending.py", "sandbox/test_seccomp_filter.py", "sandbox/test_other_systems.py"),
+)
+"""What is marked `once`: values and formats, planning, loops of faults over a store of one's own, what is read out of
+records and journals. None of it asks who runs it; whether a step may do something, and who owns what, do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix().startswith(ONCE):
+            item.add_marker(pytest.mark.once)
 
 
 def can_unshare() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,21 @@ IMPURE = {"os", "io", "pathlib", "subprocess", "socket", "time", "datetime", "ra
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(PACKAGE.rglob("*.py")):
-        yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text())
+        yield path.relative_to(PACKAGE).as_posix(), _parsed(path)
 
 
-def imports(name: str, tree: ast.Module) -> Iterator[str]:
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(name: str, tree: ast.Module) -> tuple[str, ...]:
     """Absolute names of everything that a module imports, also inside functions, but not for types alone."""
+    return tuple(_imports(name, tree))
+
+
+def _imports(name: str, tree: ast.Module) -> Iterator[str]:
     package = ["requiem_build", *name.split("/")[:-1]]
     for node in _runtime(tree):
         if isinstance(node, ast.Import):

@@ -180,14 +180,19 @@ def _is_shard(item: os.DirEntry[str]) -> bool:
 
 def _in_shard(directory: str, prefix: str) -> Iterator[Held]:
     halves: dict[str, list[os.stat_result | None]] = {}
+    barred: set[str] = set()
+    """Where a directory stands, nothing is collected: that is for a put or a repair."""
     for item in entries(directory):
         name = item.name.removesuffix(".meta")
         if is_digest(name) and name.startswith(prefix):
             with suppress(FileNotFoundError):  # It went away since it was listed.
                 found = item.stat(follow_symlinks=False)
-                if not stat.S_ISDIR(found.st_mode):
-                    halves.setdefault(name, [None, None])[item.name != name] = found
+                if stat.S_ISDIR(found.st_mode):
+                    barred.add(name)
+                halves.setdefault(name, [None, None])[item.name != name] = found
     for name, (blob, meta) in halves.items():
+        if name in barred:
+            continue
         there = [half for half in (blob, meta) if half is not None]
         yield Held(
             name,

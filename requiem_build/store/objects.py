@@ -137,7 +137,7 @@ class Objects:
         return self._get(digest, size_max, is_use=True)
 
     def peek(self, digest: Digest, *, size_max: int | None = None) -> bytes:
-        """As `get`, for those who look after the store: it does not count as a use."""
+        """As `get`, for those who look after the store: it does not count as a use, and changes nothing."""
         return self._get(digest, size_max, is_use=False)
 
     def _get(self, digest: Digest, size_max: int | None, *, is_use: bool) -> bytes:
@@ -342,13 +342,13 @@ class _Reading:
         try:
             self._opened = open_object(self._objects.place, self._digest, is_use=self._is_use)
         except Bad as bad:
-            raise condemn(self._objects.place, self._digest, bad) from bad
+            raise condemn(self._objects.place, self._digest, bad, is_use=self._is_use) from bad
         return self._opened
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         os.close(self._opened.descriptor)
         if isinstance(error, Bad):
-            raise condemn(self._objects.place, self._digest, error) from error
+            raise condemn(self._objects.place, self._digest, error, is_use=self._is_use) from error
 
 
 def _check_limit(digest: Digest, size: int, size_max: int | None) -> None:

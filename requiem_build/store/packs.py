@@ -135,7 +135,8 @@ class Packs:
         return found[1] if found is not None and hot is not None and (hot.name, digest) not in self._bad else None
 
     def get(self, digest: Digest, *, is_use: bool = True) -> bytes | None:
-        """The verified bytes; None if no pack has them whole. A damaged pack is written anew without what is bad.
+        """The verified bytes; None if no pack has them whole. A damaged pack is written anew without what is bad,
+        unless it is only looked at.
 
         Raises EnvironmentFault if this host cannot read at all.
         """
@@ -147,8 +148,9 @@ class Packs:
                     if is_use:
                         self._note_use(pack)
                     return content
-                self._bad.add((pack.name, digest))
-                self._mend(pack)
+                if is_use:
+                    self._bad.add((pack.name, digest))
+                    self._mend(pack)
             if self._seen != -1:
                 break
         return None

@@ -16,9 +16,9 @@ from .reading import Bad, stamp
 SETTLE_S = 0.01
 
 
-def condemn(place: Place, digest: Digest, bad: Bad) -> CorruptObject:
-    """Sets a damaged object aside and gives the error that says so."""
-    kept = set_aside(place, digest, bad)
+def condemn(place: Place, digest: Digest, bad: Bad, *, is_use: bool = True) -> CorruptObject:
+    """Sets a damaged object aside, unless it was only looked at, and gives the error that says so."""
+    kept = set_aside(place, digest, bad) if is_use else None
     return CorruptObject(
         f"object {digest} is damaged: {bad.reason}",
         facts=[("path", place.path(digest)), ("quarantined", kept or "no")],

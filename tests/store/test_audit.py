@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 
 from requiem_build.core.digest import object_digest
+from requiem_build.core.entries import File, make_tree
 from requiem_build.core.errors import EnvironmentFault
+from requiem_build.core.policy import Policy
+from requiem_build.core.request import Request
+from requiem_build.core.result import Captured, Record, make_result
+from requiem_build.store import gc
 from requiem_build.store.audit import audit
 from requiem_build.store.fanout import fan_out
 from requiem_build.store.layout import Store
@@ -197,3 +202,37 @@ def begin_verifying(store: Store, home: Path, alive: int) -> tuple[subprocess.Po
                 return process, child
         process.communicate()  # It was too quick for us.
     raise AssertionError("no verify could be caught at its work")
+
+
+@pytest.mark.parametrize("how", [*HARMS, "delete", "delete the metadata"])
+@pytest.mark.parametrize("where", ["loose", "packed"])
+def test_who_only_looks_at_a_damaged_tree_leaves_it_where_it_is(store: Store, how: str, where: str) -> None:
+    """A collection's dry run and a `verify` without repair read the trees that records name."""
+    tree, text = make_tree({name: File(object_digest(name.encode()), 1) for name in "ab"})
+    request = Request(command=("true",), env={}, inputs={}, outputs=("dir/",), policy=Policy(), platform={"os": "l"})
+    result = make_result(
+        request, exit_code=0, termination="exited", stdout=Captured(), stderr=Captured(), outputs={"dir/": tree}
+    )
+    for content in (b"a", b"b", b"", *((text,) if where == "loose" else ())):
+        store.objects.put(content)
+    path = Path(store.objects.path(tree.digest))
+    if where == "packed":
+        path = store.root / "v2/packs" / store.objects.packs.write({tree.digest: text})
+    record = Record(request.digest, result.digest, "2026-01-01T00:00:00Z", 1, "local", "host", "0", {})
+    store.records.publish(request, result, record)
+    if how.startswith("delete"):
+        (path if how == "delete" or where == "packed" else Path(f"{path}.meta")).unlink()
+    else:
+        harm(path, how)
+    before = snapshot(store.root)
+    found = audit(Store(store.root), workers=1)
+    said = gc.collect(Store(store.root), gc.Bounds(0), dry_run=True)
+    assert snapshot(store.root) == before
+    assert audit(Store(store.root), workers=1).damaged == found.damaged
+    done = gc.collect(Store(store.root), gc.Bounds(0))
+    assert (said.freed, said.items, said.objects, said.packs) == (done.freed, done.items, done.objects, done.packs)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    found = {str(path): path.lstat() for path in root.rglob("*") if path.name not in ("collecting", "size")}
+    return {name: (status.st_ino, status.st_size) for name, status in found.items()}

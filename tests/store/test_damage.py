@@ -493,10 +493,10 @@ def test_quarantine_takes_only_what_was_judged(store: Store, monkeypatch: pytest
     overwrite(blob(store), b"?" * len(CONTENT))
     condemn = objects.condemn
 
-    def late(place: Place, digest: Digest, bad: reading.Bad) -> CorruptObject:
+    def late(place: Place, digest: Digest, bad: reading.Bad, **how: bool) -> CorruptObject:
         blob(store).unlink()
         store.objects.put(CONTENT)
-        return condemn(place, digest, bad)
+        return condemn(place, digest, bad, **how)
 
     monkeypatch.setattr(objects, "condemn", late)
     with pytest.raises(CorruptObject):

@@ -20,7 +20,7 @@ from requiem_build.core.digest import object_digest
 from requiem_build.store.layout import Store
 
 EXHAUSTIVE = bool(os.environ.get("REQUIEM_EXHAUSTIVE"))
-SAMPLES = 3
+SAMPLES = 2
 FAULTS = {
     "KILL": "signal=KILL:when={}",
     "ENOSPC": "error=ENOSPC:when={}",
@@ -178,40 +178,43 @@ def test_c15_a_fault_at_each_call_leaves_no_half(
             assert ended.returncode in (0, REFUSED, -9, 137), f"{call} {nth}: {ended.stderr}"
             hold(root, action)
     print(f"{number} points, {happened} met")
-    assert happened >= min(3, number), f"only {happened} of {number} faults happened"
+    assert happened >= min(2, number), f"only {happened} of {number} faults happened"
 
 
 # A whole build
 
 
-@pytest.mark.timeout(3600 if EXHAUSTIVE else 240)
+MANIFEST = """
+    [defaults]
+    sandbox = "process"
+    [steps.one]
+    command = "tr a-z A-Z < in.txt > out/one.txt"
+    inputs = ["in.txt"]
+    outputs = ["out/one.txt"]
+    [steps.many]
+    command = "mkdir tree && for i in $(seq 20); do echo $i > tree/$i; done"
+    outputs = ["tree/"]
+    [steps.two]
+    command = "cat out/one.txt tree/* > out/two.txt"
+    inputs = ["out/one.txt", "tree/"]
+    outputs = ["out/two.txt"]
+"""
+
+
+def build_under(base: Path, log: Path, *options: str) -> tuple[Project, Ran]:
+    project = Project(base)
+    project.write("in.txt", "hello\n")
+    project.manifest(MANIFEST)
+    under = ("strace", "-f", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
+    return project, project.run("build", "--mode", "repro", program=under, timeout_s=1000 if EXHAUSTIVE else 100)
+
+
+@pytest.mark.timeout(7200 if EXHAUSTIVE else 240)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(strace: str, tmp_path: Path, fault: str) -> None:
-    log = tmp_path / "log"
-
-    def run(number: int, *options: str):
-        project = Project(tmp_path / f"run{number}")
-        project.write("in.txt", "hello\n")
-        project.manifest("""
-            [defaults]
-            sandbox = "process"
-            [steps.one]
-            command = "tr a-z A-Z < in.txt > out/one.txt"
-            inputs = ["in.txt"]
-            outputs = ["out/one.txt"]
-            [steps.many]
-            command = "mkdir tree && for i in $(seq 20); do echo $i > tree/$i; done"
-            outputs = ["tree/"]
-            [steps.two]
-            command = "cat out/one.txt tree/* > out/two.txt"
-            inputs = ["out/one.txt", "tree/"]
-            outputs = ["out/two.txt"]
-        """)
-        under = (strace, "-f", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
-        return project, project.run("build", "--mode", "repro", program=under)
-
-    calls = calls_of(fault)
-    project, whole = run(0, "-e", f"trace={','.join(calls)}")
+@pytest.mark.usefixtures("strace")
+def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(tmp_path: Path, fault: str) -> None:
+    log, calls = tmp_path / "log", calls_of(fault)
+    project, whole = build_under(tmp_path / "run0", log, "-e", f"trace={','.join(calls)}")
     assert whole.code == 0, whole.err
     expected = project.read("out/two.txt")
     after, before = most_of_one_thread(log.read_text()), opened_before(log.read_text(), "requiem.toml")
@@ -220,13 +223,17 @@ def test_g7_a_fault_at_each_call_of_a_build_needs_no_repair(strace: str, tmp_pat
     for call in calls:
         for nth in sampled(fault, after.get(call, 0), before if call == "openat" else 0):
             number += 1
-            project, ended = run(number, "-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault].format(nth)}")
+            inject = ("-e", f"trace={call}", "-e", f"inject={call}:{FAULTS[fault].format(nth)}")
+            project, ended = build_under(tmp_path / f"run{number}", log, *inject)
             happened += "INJECTED" in log.read_text() or ended.code in (-9, 137)
-            wrong += [f"{call} {nth}: {each}" for each in faults_after(project, ended, expected)]
+            found = [f"{call} {nth}: {each}" for each in faults_after(project, ended, expected)]
+            print(
+                "\n".join(found or [f"{call} {nth} of {after.get(call, 0)}: well"]), flush=True
+            )  # With `-s`, at once.
+            wrong += found
             shutil.rmtree(project.base)
-    print(f"{number} points, {happened} met")
     assert wrong == [], "\n".join(wrong)
-    assert happened >= min(3, number)
+    assert happened >= min(2, number)
 
 
 def faults_after(project: Project, ended: Ran, expected: str) -> Iterator[str]:
@@ -245,15 +252,18 @@ def faults_after(project: Project, ended: Ran, expected: str) -> Iterator[str]:
     again = project.run("build")
     if again.code != 0 or project.read("out/two.txt") != expected:
         yield f"the next build: exit {again.code}, {again.err[-1000:]}; {told}"
-    elif (counts := project.build().counts) != {"fresh": 3}:
-        yield f"then {counts}; {told}"
+        return
+    last = project.build()
+    if last.counts != {"fresh": 3}:
+        reasons = [f"{step['name']} {step['state']}: {step['reason']}" for step in last.report["steps"]]
+        yield f"then {'; '.join(reasons)}; {told}"
 
 
 @pytest.mark.timeout(3600 if EXHAUSTIVE else 240)
 def test_c29_any_number_of_open_files_is_enough_or_says_so(tmp_path: Path) -> None:
     """From what lets an interpreter start at all up to what no build needs."""
     expected, wrong = "A\nB\n", []
-    limits = range(8, 72) if EXHAUSTIVE else (8, 13, 17, 21, 26, 33)
+    limits = range(8, 72) if EXHAUSTIVE else (8, 17, 21, 33)
     for limit in limits:
         project = Project(tmp_path / f"limit{limit}")
         project.write("in.txt", "a\n")
