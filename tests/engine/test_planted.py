@@ -19,6 +19,7 @@ from requiem_build.core.instance import Instance, Plan
 from requiem_build.engine import quick, sealed
 from requiem_build.engine.schedule import Schedule, Stop
 from requiem_build.sandbox import system
+from requiem_build.sandbox.distribution import Distribution
 
 pytestmark = pytest.mark.userns
 
@@ -214,7 +215,9 @@ def test_another_setting_of_the_environment_is_another_question(one: Project) ->
     assert "nothing to do" not in one.run("build", env={"REQUIEM_SANDBOX": "process"}).err
 
 
-def test_a_system_that_changed_is_something_to_do(one: Project, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seen", ["host", "packages"])
+def test_a_system_that_changed_is_something_to_do(one: Project, tmp_path: Path, seen: str) -> None:
+    one.write("requiem.toml", one.read("requiem.toml") + f'system = "{seen}"\n')
     settle(one)
     root, key = str(one.root), sealed.seal_key(sealed.cache_home(one.environment()))
 
@@ -224,8 +227,17 @@ def test_a_system_that_changed_is_something_to_do(one: Project, tmp_path: Path) 
     assert answer() == 1
     kept = sealed.load(quick.memory_path(root), key)
     head, (inside, outside, stamps, absent, *rest) = kept[:5], kept[5:]
-    assert system.HostSystem(str(tmp_path)).look().stamps.keys() <= {*outside, *absent}
-    for path in ("/etc", "/usr/local", system._package_databases()[0]):
+    database = system._package_databases()[0]
+    if seen == "host":
+        assert system.HostSystem(str(tmp_path)).look().stamps.keys() <= {*outside, *absent}
+        counting = ["/etc", "/usr/local", database]
+    else:
+        distribution = Distribution(str(tmp_path))
+        distribution.view(["bash"])
+        assert set(distribution.watched()) <= {*outside, *absent}
+        assert "/usr/local" not in outside
+        counting = [database, *(path for path in distribution.watched() if path in outside)]
+    for path in counting:
         at = 40 * (len(inside) + outside.index(path))
         other = stamps[:at] + bytes([stamps[at] ^ 1]) + stamps[at + 1 :]
         sealed.save(quick.memory_path(root), key, (*head, inside, outside, other, absent, *rest))
