@@ -168,6 +168,7 @@ def test_put_mends_an_object_of_the_right_size_with_other_bytes(project: Project
     project.write("file", b"0123456789" * (size // 10))
     digest = project.run("cas", "put", "file").out.strip()
     path = Path(project.run("cas", "path", digest).out.strip())
+    assert path.name == digest
     path.chmod(0o644)
     path.write_bytes(b"9876543210" * (size // 10))
     assert project.run("cas", "put", "file").out.strip() == digest
