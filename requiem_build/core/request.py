@@ -86,6 +86,11 @@ class Request:
     def digest(self) -> Digest:
         return digest(Domain.REQUEST, self.encoded)
 
+    @property
+    def system_document(self) -> Digest | None:
+        """The list of packages that it saw, an object of the store; None where it saw the host's whole system."""
+        return self.roots.get(SYSTEM_ROOT) if self.policy.system == "packages" else None
+
     def with_discovered(self, discovered: Mapping[str, str]) -> Request:
         """The request that a record is filed under, once the read set is known."""
         return replace(self, discovered=dict(discovered))

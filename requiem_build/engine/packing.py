@@ -130,6 +130,8 @@ class Gatherer:
                 self._want(f'"{path}", read by {name}', Digest(digest))
         if request.stdin is not None:
             self._want(f"stdin of {name}", request.stdin)
+        if request.system_document is not None:
+            self._want(f"packages of the system of {name}", request.system_document)
         for path, output in result.outputs.items():
             self._pending.append((f'output "{path}" of {name}', output))
         for captured in (result.stdout, result.stderr):

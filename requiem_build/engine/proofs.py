@@ -158,6 +158,8 @@ class Proofs:
                 yield f'input "{path}"', Tree(digest, -1, -1) if tree else digest
         if request.stdin is not None:
             yield "stdin", request.stdin
+        if request.system_document is not None:
+            yield "its system's packages", request.system_document
         for path, found in (request.discovered or {}).items():
             if found != ABSENT:
                 yield f'read "{path}"', Digest(found)

@@ -85,7 +85,7 @@ class Rerunner:
     def __init__(self, site: Site, store: Store, roots: Mapping[str, Root]) -> None:
         self._site = site
         self._store = store
-        self._scratch = make_scratch(site)
+        self._scratch = make_scratch(site, outside=True)
         self.blobs = Blobs(Beside(store.objects, Path(self._scratch.path, "store")))
         self.blobs.put(b"")
         stamps = Stamps()

@@ -275,11 +275,11 @@ def staged_at(site: Site, request: Request) -> str:
     return os.path.join(site.dot, "staged", request.digest[:24])
 
 
-def make_scratch(site: Site) -> Scratch:
-    """For work beside the builds of this workspace, also where nothing can be written in it."""
+def make_scratch(site: Site, *, outside: bool = False) -> Scratch:
+    """For work beside the builds of this workspace, also where nothing can be written in it, or may be (`outside`)."""
     from .scratch import Scratch
 
-    writable = can_write(site)
+    writable = not outside and can_write(site)
     if writable:
         prepare_dot(site.dot)
     return Scratch(os.path.join(site.dot if writable else site.cache_home, BESIDE))

@@ -541,6 +541,8 @@ def test_several_processes_see_what_one_would(tmp_path: Path, monkeypatch: pytes
     for path in paths:
         Path(path).write_text(path)
     before = set(os.listdir("/proc/self/fd"))
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    others = children.read_text()
     assert quick._stamps_of_many(paths) == quick.stamps_now(paths)
     for gone in (paths[0], paths[5], paths[9]):
         os.rename(gone, f"{gone}.away")
@@ -548,4 +550,4 @@ def test_several_processes_see_what_one_would(tmp_path: Path, monkeypatch: pytes
             assert quick._stamps_of_many(paths) == b""
         os.rename(f"{gone}.away", gone)
     assert set(os.listdir("/proc/self/fd")) == before
-    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+    assert children.read_text() == others
