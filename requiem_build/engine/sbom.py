@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
 from .. import __version__
 from ..core import canonical
-from ..core.digest import object_digest
+from ..core.digest import Digest, object_digest
+from ..core.errors import RequiemError
 from ..core.request import SYSTEM_ROOT
 from ..sandbox.system import DPKG, lookup, package_of, parse_dpkg, system_digest
+from ..store.layout import Store
 from .lineage import BASE_PATH, Content, Lineage, Step
 
 SPEC = "1.6"
@@ -110,8 +114,11 @@ class _Packages:
 
     def __init__(self, lineage: Lineage) -> None:
         self._site = lineage.site
-        systems = {link.request.roots.get(SYSTEM_ROOT) for link in lineage.links.values()}
-        self._valid = systems == {system_digest(lineage.site.cache_home)}
+        requests = [link.request for link in lineage.links.values()]
+        hosts = {r.roots.get(SYSTEM_ROOT) for r in requests if r.system_document is None}
+        self._documents = {r.system_document for r in requests if r.system_document is not None}
+        self._store = lineage.store
+        self._valid = not hosts or hosts == {system_digest(lineage.site.cache_home)}
         self._versions: dict[str, tuple[str, str]] | None = None
         self._release = _release() if self._valid else {}
 
@@ -133,7 +140,10 @@ class _Packages:
         return {"purl": purl, "version": version[0]}
 
     def _installed(self) -> dict[str, tuple[str, str]]:
-        if self._versions is None:
+        """Where steps saw packages only: those that they saw, if all agree."""
+        if self._versions is None and self._documents:
+            self._versions = _agreed(self._store, self._documents)
+        elif self._versions is None:
             self._versions = {}
             status = f"{DPKG}/status"
             if os.path.exists(status):
@@ -142,6 +152,17 @@ class _Packages:
                         name, version, architecture = line.decode().split(" ")
                         self._versions[name] = (version, architecture)
         return self._versions
+
+
+def _agreed(store: Store, documents: Iterable[Digest]) -> dict[str, tuple[str, str]]:
+    """Version and architecture of each Debian package in these documents that have one of it each."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for digest in documents:
+        with suppress(RequiemError, ValueError, LookupError, TypeError):
+            document = json.loads(store.objects.get(digest))
+            for name, version, architecture, *_ in document["packages"] if document["kind"] == "dpkg" else ():
+                found.setdefault(name, set()).add((version, architecture))
+    return {name: next(iter(versions)) for name, versions in found.items() if len(versions) == 1}
 
 
 def _release() -> dict[str, str]:
