@@ -28,6 +28,7 @@ class Block:
     discover: Sequence[str] = ()
     depfile: str | None = None
     outputs: Sequence[str] = ()
+    tools: Sequence[str] = ()
     use_roots: Sequence[str] = ()
     roots: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,7 +41,8 @@ class Block:
         lines.append(f"command = {string(command) if isinstance(command, str) else strings(command)}")
         if self.cwd != ".":
             lines.append(f"cwd = {string(self.cwd)}")
-        for name, items in (("inputs", self.inputs), ("roots", self.use_roots), ("discover", self.discover)):
+        lists = {"tools": self.tools, "inputs": self.inputs, "roots": self.use_roots, "discover": self.discover}
+        for name, items in lists.items():
             if items:
                 lines.append(f"{name} = {strings(items)}")
         if self.depfile is not None:

@@ -32,6 +32,8 @@ from .site import Site, find_site, host_platform, question_of
 from .surroundings import surroundings_of
 from .workspace import Files, WorkspaceListing
 
+TRIALS_MAX = 8
+"""How often a command is run, each time with the packages that it lacked the time before."""
 _WORD = re.compile(r"[^\s'\"();|&<>]+")
 _GLOB = re.compile(r"(?=.*[*?])[\w./*?-]+")
 _SHELLISH = re.compile(r"[\s|&;<>()$`*?\[\]{}~#!]")
@@ -112,21 +114,28 @@ def with_block(text: bytes, block: Block) -> bytes:
 
 def add(site: Site, options: Options, block: Block, plan: Plan, stage: Stage) -> Added:
     """Runs the command and finds its declaration. Raises Failed, UsageError, EnvironmentFault, Interrupted."""
-    observer = Observer(stage, plan)
-    seen, told = observer.observe(_part(site, options, plan.instances[block.name], stage, plan), make_parents=True)
-    if told.failure:
-        tail = told.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise Failed(
-            f"the command {told.failure}: nothing is written",
-            facts=[("said", line) for line in tail],
-            hint="it ran in the sandbox: fixed environment, no network, and of this host only the system",
-        )
+    for left in reversed(range(TRIALS_MAX)):
+        instance = plan.instances[block.name]
+        maker, part = _part(site, options, instance, stage, plan)
+        seen, told = Observer(stage, plan).observe(part, make_parents=True)
+        if not told.failure:
+            break
+        said = (told.stdout + b"\n" + told.stderr).decode("utf-8", "replace")
+        missing = set(maker.missing_packages(part.request, said)) - set(block.tools)
+        if not missing or not left:
+            raise Failed(
+                f"the command {told.failure}: nothing is written",
+                facts=[("said", line) for line in said.strip().splitlines()[-1:]],
+                hint="it ran in the sandbox: fixed environment, no network, of this host only its programs' packages",
+            )
+        block.tools = sorted({*block.tools, *missing})  # What its own words did not tell, its failure did.
+        plan = _plan(site, options, block)
     if seen.changed and seen.runs > 1 and set(seen.changed) & {each.path for each in seen.undeclared}:
         raise UsageError(
             f'the command changes "{readable(seen.changed[0])}", which it also reads',
             hint="a step must not change what it reads: let it write a new file",
         )
-    notes = _declare(block, plan.instances[block.name], seen, told, site)
+    notes = _declare(block, instance, seen, told, site)
     text = with_block(_text_of(site), block)
     try:
         manifest = _load(site, options, text)
@@ -136,13 +145,13 @@ def add(site: Site, options: Options, block: Block, plan: Plan, stage: Stage) ->
     return Added(block, text, os.path.join(site.root, site.manifest), seen, told, tuple(notes))
 
 
-def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: Plan) -> Part:
+def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: Plan) -> tuple[RequestMaker, Part]:
     """Its program and whatever else it reads is seen through the backdrop: nothing is declared yet."""
     bare = replace(instance, inputs=(), needs=(), after=())
     surroundings = surroundings_of(site, plan.roots, stage.workspace.stamps, options.environment)
     maker = RequestMaker(stage.workspace, surroundings, host_platform(), "strict")
     asked = maker.make(bare, Inputs({}, frozenset(), {}), instance.command, {})
-    return Part(bare, asked.request, {})
+    return maker, Part(bare, asked.request, {})
 
 
 def _declare(block: Block, instance: Instance, seen: Observation, told: Told, site: Site) -> list[str]:

@@ -45,18 +45,29 @@ _PATHS = (rf"(/(?:usr|etc|bin|lib|sbin)/{_NAME})['\"’]?: (?:No such file|not f
 
 def for_failure(text: str, distribution: Distribution, view: View) -> tuple[str, ...]:
     """Lines to add to the manifest, each naming what is missing and the package that has it."""
+    found: dict[str, None] = {}
+    for name, owner, lines in _missing(text, distribution, view):
+        if owner:
+            found[f'{name} is in {owner}, which the step does not see: tools = [..., "{owner}"]'] = None
+        found |= dict.fromkeys(lines)
+    return tuple(found)[:HINTS_MAX]
+
+
+def missing_packages(text: str, distribution: Distribution, view: View) -> tuple[str, ...]:
+    """Those that have what a failed step's words say is missing."""
+    return tuple(dict.fromkeys(owner for _, owner, _ in _missing(text, distribution, view) if owner))
+
+
+def _missing(text: str, distribution: Distribution, view: View) -> Iterator[tuple[str, str, list[str]]]:
+    """What is missing, the package that has it or nothing, and what to do where no package has it."""
     text = "\n".join(line[:LINE_MAX] for line in text.splitlines()[-LINES_MAX:])
     shown = {package.id for package in view.packages}
-    found: dict[str, None] = {}
     for patterns, search in _searches(distribution):
         for name in _named(patterns, text):
             owners = search(name)
-            owner = next((id_ for id_ in owners if id_ not in shown), None)
-            if owner is not None:
-                found[f'{name} is in {owner}, which the step does not see: tools = [..., "{owner}"]'] = None
-            elif patterns in (_PROGRAMS, _PATHS) and not owners:
-                found |= dict.fromkeys(unpackaged(name, distribution))
-    return tuple(found)[:HINTS_MAX]
+            owner = next((id_ for id_ in owners if id_ not in shown), "")
+            is_file = patterns in (_PROGRAMS, _PATHS) and not owners
+            yield name, owner, unpackaged(name, distribution) if is_file else []
 
 
 def unpackaged(name: str, distribution: Distribution) -> list[str]:

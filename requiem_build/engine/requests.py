@@ -74,8 +74,18 @@ class RequestMaker:
     def level_of(self, instance: Instance) -> str:
         return self._level or instance.policy.sandbox
 
-    def package_hints(self, request: Request, text: str) -> tuple[str, ...]:
+    def missing_packages(self, request: Request, text: str) -> tuple[str, ...]:
         """Which packages have what a failed step's words say is missing."""
+        if request.policy.system != "packages":
+            return ()
+        from .package_hints import missing_packages
+
+        distribution = self._surroundings.packaged.distribution
+        view = distribution.known(request.roots[SYSTEM_ROOT])
+        return () if view is None else missing_packages(text, distribution, view)
+
+    def package_hints(self, request: Request, text: str) -> tuple[str, ...]:
+        """Lines to add to the manifest for what a failed step's words say is missing."""
         if request.policy.system != "packages":
             return ()
         from .package_hints import for_failure

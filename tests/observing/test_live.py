@@ -225,7 +225,9 @@ def test_make_and_a_static_program_that_it_made(project: Project) -> None:
     )
     project.write("Makefile", "prog: s.c\n\tgcc -static -o prog s.c\n")
     project.write("in/x", "x")
-    assert 'inputs = ["Makefile", "s.c"]\noutputs = ["prog"]' in add(project, "mk", "make")
+    block = add(project, "mk", "make")
+    assert 'inputs = ["Makefile", "s.c"]\noutputs = ["prog"]' in block
+    assert 'tools = ["gcc"]' in block, "what make runs is in no word of the command: it is found by trying"
     block = add(project, "run", "./prog")
     assert 'inputs = ["in/x"]' in block and 'outputs = ["o/y"]' in block
 
