@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from requiem_build.store.layout import Store
 
 FS_IOC_SHUTDOWN = 0x8004587D
 NO_LOG_FLUSH = 2
+PATIENCE_S = 90
 
 
 class Disk:
@@ -50,14 +52,17 @@ class Disk:
         fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
         os.close(descriptor)
         release()
-        for _ in range(3000):
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
             subprocess.run(["umount", str(self.place)], check=True)
             self._mount()
             try:
                 (self.place / "lost+found" / "probe").touch()
                 return
-            except OSError:  # A sandbox that is just dying still holds the old mount: it is that one again.
-                os.sched_yield()
+            except (
+                OSError
+            ):  # A sandbox that is just dying, or another test's, still holds the old mount: it is that one again.
+                time.sleep(0.01)
         pytest.fail("the file system was never let go of")
 
     def commit_names(self) -> None:
