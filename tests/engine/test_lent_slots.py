@@ -177,6 +177,15 @@ def test_every_slot_comes_back_whatever_was_done_with_it() -> None:
     assert set(os.listdir("/proc/self/fd")) == before
 
 
+def test_what_a_dead_step_had_taken_comes_back() -> None:
+    slots = Slots(3)
+    slots.take()
+    with slots.loan() as pipe:
+        assert os.read(pipe, 1) + os.read(pipe, 1) == b"++"
+    slots.give_back()
+    assert slots._free.qsize() == 3
+
+
 def test_what_is_only_offered_goes_to_who_waits_for_it() -> None:
     slots = Slots(2)
     slots.take()
