@@ -8,8 +8,9 @@ WORLD = 1
 """The number of the fixed surroundings below; raised whenever any of them changes."""
 
 JOBSERVER_DESCRIPTOR = 3
+JOBSERVER_VARIABLE = "MAKEFLAGS"
 JOBSERVER_FLAGS = f"-j --jobserver-auth={JOBSERVER_DESCRIPTOR},{JOBSERVER_DESCRIPTOR}"
-"""MAKEFLAGS of a step with `jobserver`: the same in every run, however many slots there are."""
+"""That variable of a step with `jobserver`: the same in every run, however many slots there are."""
 
 WORKSPACE = "/workspace"
 BASE_PATH = "/usr/local/bin:/usr/bin:/bin"

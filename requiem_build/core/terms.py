@@ -12,10 +12,9 @@ from .drafts import Draft, list_words, one_line, telling
 from .instance import Instance
 from .paths import BadPath, quoted
 from .patterns import by_bytes
-from .policy import MIB, Limits, Policy
+from .policy import JOBSERVER_VARIABLE, MIB, Limits, Policy
 from .texts import line, roots_of
 
-MAKEFLAGS = "MAKEFLAGS"
 LIMITS = ("timeout", "cpu_time", "memory", "processes", "open_files", "file_size", "output_size", "tmp")
 
 
@@ -32,10 +31,8 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
             env[name] = line(text, names)
     secrets = tuple(by_bytes(set(values.get("secrets", ()))))
     _refuse_twice(link, secrets, {*env, *values.get("pass_env", ())})
-    if values.get("jobserver") and MAKEFLAGS in {*env, *secrets, *(n.rstrip("?") for n in values.get("pass_env", ()))}:
-        raise step.places["jobserver"].error(
-            f"step {quoted(draft.name)} has a jobserver, which gives it {MAKEFLAGS}, and another {MAKEFLAGS} too"
-        )
+    if values.get("jobserver"):
+        _refuse_makeflags(link, {*env, *secrets, *(name.rstrip("?") for name in values.get("pass_env", ()))})
     return Instance(
         name=draft.name,
         step=step.name,
@@ -84,6 +81,13 @@ def _refuse_twice(link: Link, secrets: tuple[str, ...], others: set[str]) -> Non
             raise link.draft.step.places["secrets"].error(
                 f"step {quoted(link.draft.name)} has {quoted(name)} among its secrets, and in env or pass_env too"
             )
+
+
+def _refuse_makeflags(link: Link, names: set[str]) -> None:
+    if JOBSERVER_VARIABLE in names:
+        raise link.draft.step.places["jobserver"].error(
+            f"step {quoted(link.draft.name)} has a jobserver, which gives it {JOBSERVER_VARIABLE}, and names that too"
+        )
 
 
 def policy_of(draft: Draft) -> Policy:

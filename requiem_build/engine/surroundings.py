@@ -14,7 +14,7 @@ from ..core.entries import Entry, File, Link, Tree
 from ..core.errors import SourceMissing, UnknownName, UsageError
 from ..core.fields import dataclass
 from ..core.instance import Instance, Root
-from ..core.policy import BASE_PATH, JOBSERVER_FLAGS, WORKSPACE, WORLD_ENVIRONMENT
+from ..core.policy import BASE_PATH, JOBSERVER_FLAGS, JOBSERVER_VARIABLE, WORKSPACE, WORLD_ENVIRONMENT
 from ..core.request import SYSTEM_ROOT, Request
 from ..core.secrecy import looks_secret
 from ..sandbox.system import lookup, system_digest
@@ -234,7 +234,7 @@ class Surroundings:
         for name in self.passed(instance):
             env[name] = self.host_env[name]
         if instance.jobserver and sandbox != "none":
-            env["MAKEFLAGS"] = JOBSERVER_FLAGS
+            env[JOBSERVER_VARIABLE] = JOBSERVER_FLAGS
         return env
 
     def passed(self, instance: Instance) -> list[str]:

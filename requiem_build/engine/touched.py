@@ -170,18 +170,11 @@ def _changed_of(paths: list[str], stamps: bytes, now: bytes) -> dict[str, Stamp]
     if not now:
         try:
             now = quick.stamps_now(paths)
-        except OSError:
-            return {path: seen for path, seen, is_same in _compared(paths, stamps) if not is_same}
+        except OSError:  # One of them is gone.
+            now = b"".join(quick.packed(list(stamp_at(path))) for path in paths)
     size = quick.STAMP_BYTES
     places = [(path, number * size) for number, path in enumerate(paths)]
     return {path: noop.unpacked(now, at) for path, at in places if now[at : at + size] != stamps[at : at + size]}
-
-
-def _compared(paths: list[str], stamps: bytes) -> Iterator[tuple[str, Stamp, bool]]:
-    for number, path in enumerate(paths):
-        seen = stamp_at(path)
-        at = number * quick.STAMP_BYTES
-        yield path, seen, quick.packed(list(seen)) == stamps[at : at + quick.STAMP_BYTES]
 
 
 def _part(

@@ -18,7 +18,7 @@ from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, UsageError
 from ..core.fields import replace
 from ..core.patterns import compile_pattern, is_pattern, unescape
-from ..core.policy import JOBSERVER_FLAGS, WORKSPACE, Limits, leaks_of
+from ..core.policy import JOBSERVER_FLAGS, JOBSERVER_VARIABLE, WORKSPACE, Limits, leaks_of
 from ..core.request import LISTING, SYSTEM_ROOT, Request, by_bytes
 from ..core.result import Captured, make_result
 from ..core.secrecy import PIECE_MIN, Masker
@@ -118,7 +118,7 @@ class LocalExecutor:
             self._release(request, sandbox, healthy=True)
 
     def _with_slots(self, job: Job) -> AbstractContextManager[Job]:
-        return self._lent(job) if job.env.get("MAKEFLAGS") == JOBSERVER_FLAGS else nullcontext(job)
+        return self._lent(job) if job.env.get(JOBSERVER_VARIABLE) == JOBSERVER_FLAGS else nullcontext(job)
 
     @contextmanager
     def _lent(self, job: Job) -> Iterator[Job]:

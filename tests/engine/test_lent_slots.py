@@ -9,7 +9,9 @@ import time
 import pytest
 from project import Project
 
+from requiem_build.core.policy import JOBSERVER_DESCRIPTOR
 from requiem_build.executors.slots import Slots
+from requiem_build.sandbox import starting
 
 pytestmark = [pytest.mark.userns, pytest.mark.gcc]
 
@@ -147,6 +149,11 @@ def test_another_makeflags_is_refused(project: Project) -> None:
     assert "MAKEFLAGS" in refused.err and "steps.a" in refused.err
     project.manifest('[steps.a]\ncommand = ["make"]\njobserver = true\npass_env = ["MAKEFLAGS?"]\n')
     assert "MAKEFLAGS" in project.refuse("build").err
+
+
+def test_workers_open_the_slots_where_makeflags_say() -> None:
+    """They import nothing of the core, so the number stands in two places."""
+    assert starting.SLOTS == JOBSERVER_DESCRIPTOR
 
 
 # The lending itself
