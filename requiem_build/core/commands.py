@@ -13,7 +13,7 @@ from .fields import dataclass, field
 from .instance import Input
 from .paths import BadPath, quoted
 from .patterns import is_pattern, unescape
-from .templates import Recipe, late_json
+from .templates import Recipe, argv_of, late_json
 from .texts import roots_of, shell_text, words
 from .values import BadTemplate
 
@@ -52,10 +52,18 @@ def make_command(link: Link, expansion: Expansion) -> None:
     place = step.places["command"]
     if not written or not written[0] or (isinstance(written, str) and not written.strip()):
         raise place.error(f"the command of step {quoted(step.name)} is empty")
+    texts = [written] if isinstance(written, str) else written
+    shell = step.values.get("shell", "bash")
+    if not any("{{" in text for text in (*texts, *step.values.get("env", {}).values())):
+        with telling(step, "command", place):  # Most commands that a program writes: nothing to fill in.
+            link.command, link.shown = argv_of(written, shell)
+        if isinstance(written, list):
+            _add_program(link, link.command, expansion)
+        return
     recipe = Recipe(
         step=draft.name,
         command=written,
-        shell=step.values.get("shell", "bash"),
+        shell=shell,
         folder=step.folder,
         cwd=draft.cwd,
         variables=expansion.variables(step.scope),
@@ -65,7 +73,6 @@ def make_command(link: Link, expansion: Expansion) -> None:
         outputs=[[entry.name, entry.one, [unescape(path) for path in entry.items]] for entry in draft.outputs],
         depfile=link.depfile,
     )
-    texts = [written] if isinstance(written, str) else written
     with telling(step, "command", place):
         used = frozenset().union(*(roots_of(text) for text in texts))
     if used & {"outputs", "output"}:

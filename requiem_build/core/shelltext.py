@@ -35,6 +35,11 @@ _SINGLE = re.compile(r"'([^']*)(?:'|\Z)")
 _DOLLAR_SINGLE = re.compile(r"\$'((?:[^'\\]|\\.)*)(?:'|\Z)", re.S)
 _BACKQUOTED = re.compile(r"`((?:[^`\\]|\\.|\\\Z)*)(?:`|\Z)", re.S)
 _NAME = re.compile(r"\$[A-Za-z0-9_?!#*@$-]*")
+_EASY = re.compile(r"[\w./,:+@%^=-]+(?:[ \t]+(?:[0-9]*(?:>>|>&|>|<)[ \t]*)?[\w./,:+@%^=-]+)*", re.ASCII)
+"""A command of plain words, of which some say where something is redirected to."""
+_EASILY_JOINED = re.compile(r"[ \t]*(?:&&|\|\||[;|\n])[ \t]*")
+_REDIRECTED = re.compile(r"[ \t][0-9]*(?:>>|>&|>|<)[ \t]*[^ \t]+")
+_NOT_EASY = _FIRST | {"case", "function"}
 
 
 @dataclass(slots=True)
@@ -61,6 +66,24 @@ class _Frame:
 
 def simple_commands(text: str) -> Iterator[list[str]]:
     """Each simple command's words, also of commands inside of others and of words. Any text has some."""
+    easy = _read_easily(text)
+    yield from _read(text) if easy is None else easy
+
+
+def _read_easily(text: str) -> list[list[str]] | None:
+    """The same for what most steps say, in a fraction of the time; None for all else."""
+    found = []
+    for part in _EASILY_JOINED.split(text.strip(" \t")):
+        if not _EASY.fullmatch(part):
+            return None
+        words = _REDIRECTED.sub("", part).split()
+        if words[0] in _NOT_EASY:
+            return None
+        found.append(words)
+    return found
+
+
+def _read(text: str) -> Iterator[list[str]]:
     reader = _Reader()
     reader.texts.append((text, False))
     for piece, in_quotes in reader.texts:

@@ -42,11 +42,8 @@ class Recipe:
     def argv_with(self, variables: Variables) -> tuple[tuple[str, ...], str]:
         """The same with `names()` at hand."""
         if isinstance(self.command, str):
-            text = shell_text(self.command, variables)
-            return (*SHELLS[self.shell], text), text
-        argv = [str(word) for item in self.command for word in words(item, variables)]
-        check_size(argv)
-        return tuple(argv), shlex.join(argv)
+            return argv_of(shell_text(self.command, variables), self.shell)
+        return argv_of([str(word) for item in self.command for word in words(item, variables)], self.shell)
 
     def names(self, found: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Every variable of a command, paths as seen from `cwd`."""
@@ -61,6 +58,15 @@ class Recipe:
         if self.depfile is not None:
             names["depfile"] = Value("//" + self.depfile, (".", self.cwd)) if self.cwd != "." else Value(self.depfile)
         return names
+
+
+def argv_of(command: str | Sequence[str], shell: str) -> tuple[tuple[str, ...], str]:
+    """The argv of a command that is filled in, and how a person would type it. Raises BadTemplate if it is too long."""
+    if isinstance(command, str):
+        check_size([command])
+        return (*SHELLS[shell], command), command
+    check_size(command)
+    return tuple(command), shlex.join(command)
 
 
 def _named(entries: Sequence[Any], cwd: str, found: Mapping[str, Sequence[str]]) -> Named:

@@ -6,6 +6,7 @@ import marshal
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
 from .. import __version__
@@ -225,29 +226,20 @@ def _readers(plan: Plan) -> tuple[dict[str, list[int]], dict[Patterns, list[int]
 
 
 _NAMES: Sequence[str] = Instance.__match_args__
+_values_of = attrgetter(*_NAMES)
+_SIMPLE = frozenset({str, bool, int, type(None)})
+_PARTS = {kind: attrgetter(*kind.__match_args__) for kind in (Input, Policy, Limits)}
 
 
 def _row(instance: Instance) -> tuple[Any, ...]:
-    return tuple(_plain(getattr(instance, name)) for name in _NAMES)
-
-
-_SIMPLE = frozenset({str, bool, int, type(None)})
-_PARTS = {kind: kind.__match_args__ for kind in (Input, Policy, Limits)}
+    return tuple([value if type(value) in _SIMPLE else _plain(value) for value in _values_of(instance)])
 
 
 def _plain(value: Any) -> Any:
     kind = type(value)
-    if kind in _SIMPLE:
-        return value
-    if kind in _PARTS:
-        return tuple(getattr(value, name) for name in _PARTS[kind])
     if kind is tuple:
-        return tuple((item.path, item.producer, item.late) for item in value) if _holds_inputs(value) else value
-    return dict(value)
-
-
-def _holds_inputs(value: tuple[Any, ...]) -> bool:
-    return bool(value) and type(value[0]) is Input
+        return tuple(map(_PARTS[Input], value)) if value and type(value[0]) is Input else value
+    return _PARTS[kind](value) if kind in _PARTS else dict(value)
 
 
 def _instance(row: tuple[Any, ...]) -> Instance:

@@ -19,7 +19,18 @@ from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
 from .remembered import Kept, Names, load, save
 from .stamped import SETTLED_NS, Sealed
-from .visible import LINKER_CACHE, RULE, Stamp, Verifier, View, make_view, stamp_of, stamps_of
+from .visible import (
+    LINKER_CACHE,
+    RULE,
+    Stamp,
+    Verifier,
+    View,
+    digest_of_stamps,
+    look_at,
+    make_view,
+    stamp_of,
+    stamps_of,
+)
 
 SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
@@ -51,6 +62,7 @@ class Distribution:
         self.places = Places(self._root)
         self._database: Database | None = None
         self._installed: Installed | None = None
+        self._looks: list[Stamp | None] = []
         self._stamps: str = ""
         self._names: Names | None = None
         self._files: dict[str, Stamp | None] = {}
@@ -65,7 +77,8 @@ class Distribution:
         """Raises SandboxUnavailable where there is none."""
         if self._database is None:
             self._database = open_database(self._root)
-            self._stamps = self._stamps_now()
+            self._looks = self._looks_now()
+            self._stamps = digest_of_stamps(self._looks)
         return self._database
 
     @property
@@ -74,9 +87,10 @@ class Distribution:
             self._installed = Installed(self.database.packages())
         return self._installed
 
-    def _stamps_now(self) -> str:
+    def _looks_now(self) -> list[Stamp | None]:
+        """At what changes with the database; its paths are the host's own, not below `root`."""
         assert self._database is not None
-        return stamps_of(Places(), self._database.stamped())
+        return look_at("", self._database.stamped())
 
     # Names
 
@@ -202,8 +216,8 @@ class Distribution:
                 view = self._made(wanted, linked)
             except OSError:
                 view = None  # A file that was listed went away, or the database did.
-            if view is not None and self._stamps_now() == self._stamps:
-                self._watched_stamps[view.watched] = stamps_of(Places(), view.watched)
+            if view is not None and self.is_unchanged():
+                self._watched_stamps[view.watched] = stamps_of("", view.watched)
                 self._keep(self._path(wanted, linked), view, began_ns)
                 self._keep_names(began_ns)
                 return wanted, view
@@ -246,8 +260,8 @@ class Distribution:
         """Whether everything that is shown, and everything that counts by content, is as it was looked at."""
         view = kept.view
         return (
-            stamps_of(Places(), view.watched) == kept.watched_stamps
-            and stamps_of(self.places, view.files, self._files) == view.stamps
+            stamps_of("", view.watched) == kept.watched_stamps
+            and stamps_of(self.places.root, view.files, self._files) == view.stamps
         )
 
     def _keep(self, path: Path, view: View, began_ns: int) -> None:
@@ -292,11 +306,11 @@ class Distribution:
         """Whether all that the views count by content is as it was, and the database too."""
         with self._lock:
             views = list(self._watched_stamps.items())
-        return self.is_unchanged() and all(stamps_of(Places(), paths) == stamps for paths, stamps in views)
+        return self.is_unchanged() and all(stamps_of("", paths) == stamps for paths, stamps in views)
 
     def is_unchanged(self) -> bool:
         """Whether the package database is what it was when the first view was made."""
-        return self._database is None or self._stamps_now() == self._stamps
+        return self._database is None or self._looks_now() == self._looks
 
     def forget(self) -> None:
         """The next view is made of the system as it is then."""

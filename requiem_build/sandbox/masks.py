@@ -98,7 +98,7 @@ def _state(view: View, places: Places, mechanism: str, mount_points: Sequence[st
     """What a mask depends on besides the view: the files' sizes and dates, and what must be hidden."""
     from ..core.digest import object_digest
 
-    state = view.stamps if mechanism != "whiteouts" else stamps_of(places, (*view.directories, *places.tops))
+    state = view.stamps if mechanism != "whiteouts" else stamps_of(places.root, (*view.directories, *places.tops))
     return object_digest(repr((state, *sorted(mount_points))).encode("utf-8", "surrogateescape"))
 
 

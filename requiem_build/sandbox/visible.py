@@ -238,7 +238,7 @@ def make_view(
         links={path: survey.links[path] for path in sorted(survey.links) if not path.startswith("/etc/")},
         etc_files=etc,
         etc_links={path: survey.links[path] for path in sorted(survey.links) if path.startswith("/etc/")},
-        stamps=_digest_of_stamps(survey.files[path] for path in below_usr),
+        stamps=digest_of_stamps(survey.files[path] for path in below_usr),
         watched=tuple(_watched(places, [*etc, *uncovered, *changed])),
         changed=tuple(sorted(changed)),
     )
@@ -310,26 +310,33 @@ def _document(
     )
 
 
-def stamps_of(places: Places, paths: Collection[str], known: dict[str, Stamp | None] | None = None) -> str:
-    """One digest for the stamps of all these, to be compared with `View.stamps`; what is gone counts as gone.
+def stamps_of(root: str, paths: Collection[str], known: dict[str, Stamp | None] | None = None) -> str:
+    """One digest for the stamps of all these below a root; what is gone counts as gone. Compare with `View.stamps`.
 
     `known` remembers them from one call to the next: to whoever gives it, the host holds still meanwhile.
     """
-    known = {} if known is None else known
-    root = places.root
+    if known is None:
+        return digest_of_stamps(look_at(root, paths))
+    unknown = [path for path in paths if path not in known]
+    known.update(zip(unknown, look_at(root, unknown), strict=True))
+    return digest_of_stamps(map(known.__getitem__, paths))
+
+
+def look_at(root: str, paths: Iterable[str]) -> list[Stamp | None]:
+    """The stamp of each path below a root; None for what is not there."""
     lstat = os.lstat
+    found: list[Stamp | None] = []
     for path in paths:
-        if path not in known:
-            try:
-                seen = lstat(root + path)
-            except OSError:
-                known[path] = None
-            else:
-                known[path] = (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode)
-    return _digest_of_stamps(map(known.__getitem__, paths))
+        try:
+            seen = lstat(root + path)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode))
+    return found
 
 
-def _digest_of_stamps(stamps: Iterable[Stamp | None]) -> str:
+def digest_of_stamps(stamps: Iterable[Stamp | None]) -> str:
     numbers: list[int | None] = []
     for stamp in stamps:
         numbers += stamp or (None,)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from requiem_build.core import shelltext
 from requiem_build.core.programs import interpreter, programs
 from requiem_build.core.shelltext import simple_commands
 
@@ -117,6 +118,30 @@ def test_any_text_is_read_to_its_end(text: str) -> None:
     assert all(name and "\0" not in name and not set(name) & set(" \n\t$'\"`") for name in found)
     for words in simple_commands(text):
         assert words
+
+
+_PIECES = (
+    *("a", "gcc", "-c", "x=1", "2", "12", "a/b.c", "é", "^", "$x", "'q q'", '"d"', "(", ")", "#", "\\", "!", "{", "}"),
+    *("if", "then", "for", "in", "do", "done", "case", "esac", "function", "time", "coproc"),
+)
+_BETWEEN = (
+    *(" ", "  ", "\t", "", "\r", "\n", ">", ">>", "<", " > ", " 2> ", " 2>&1", " >&2 ", "<>", "<<", "1"),
+    *("|", "||", "&&", " && ", ";", " ; ", ";;", "&", "|&"),
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(_PIECES), st.sampled_from(_BETWEEN)), min_size=1, max_size=7))
+@settings(max_examples=2000)
+def test_what_is_read_easily_is_read_the_same(pairs: list[tuple[str, str]]) -> None:
+    text = "".join(piece + between for piece, between in pairs)
+    easy = shelltext._read_easily(text)
+    assert easy is None or easy == list(shelltext._read(text))
+
+
+def test_what_most_steps_say_is_read_easily() -> None:
+    text = "mkdir -p out && cksum a.txt b/c.txt > out/d 2>&1; gcc -O2 -DX=1 -c a.c -o a.o | tee log\ntrue"
+    easy = shelltext._read_easily(text)
+    assert easy is not None and easy == list(shelltext._read(text))
 
 
 @pytest.mark.parametrize("piece", ["$(", '"$(', "`", "${", "$((", "<<a\n", "(", "'", '"', "case a in ", "\\", "a=("])

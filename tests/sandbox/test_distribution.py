@@ -243,10 +243,10 @@ def test_a_system_that_never_holds_still_is_exit_4(root, tmp_path, monkeypatch):
     one = Distribution(str(tmp_path / "cache"), str(root))
     count = iter(range(1000))
 
-    def changing(self: Distribution) -> str:
-        return str(next(count))
+    def changing(self: Distribution) -> list[object]:
+        return [(next(count), 0, 0, 0, 0)]
 
-    monkeypatch.setattr(Distribution, "_stamps_now", changing)
+    monkeypatch.setattr(Distribution, "_looks_now", changing)
     with pytest.raises(EnvironmentFault, match="while they are looked at"):
         one.view(["compile"])
 
