@@ -44,41 +44,28 @@ class Admission:
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Waits until one more may run, and holds its place."""
-        token = self._enter()
+        while (leave := self._enter(LOOK_EVERY_S)) is None:
+            pass
         try:
             yield
         finally:
-            self._leave(token)
-
-    def _enter(self) -> bytes | None:
-        """The token of make's that this step holds; None for our own slot, or where there is no jobserver."""
-        while True:
-            with self._changed:
-                if self._running == 0 or self._cancelled() or self._has_room():
-                    if self._jobserver is None or not self._own_slot_taken or self._cancelled():
-                        self._own_slot_taken = True
-                        self._running += 1
-                        return None
-                else:
-                    self._changed.wait(LOOK_EVERY_S)
-                    continue
-            assert self._jobserver is not None
-            token = self._jobserver.take(LOOK_EVERY_S)
-            if token is not None:
-                with self._changed:
-                    self._running += 1
-                return token
+            leave()
 
     def try_enter(self) -> Callable[[], None] | None:
         """As entering, without waiting: what leaves again, or None if there is no room now."""
+        return None if self._cancelled() else self._enter(0)
+
+    def _enter(self, wait_s: float) -> Callable[[], None] | None:
+        """What leaves again; None if there was no room for so long. The first step takes our own slot of make's."""
         with self._changed:
-            if self._cancelled() or not (self._running == 0 or self._has_room()):
+            if not (self._running == 0 or self._cancelled() or self._has_room()):
+                self._changed.wait(wait_s)
                 return None
-            if self._jobserver is None or not self._own_slot_taken:
+            if self._jobserver is None or not self._own_slot_taken or self._cancelled():
                 self._own_slot_taken = True
                 self._running += 1
                 return partial(self._leave, None)
-        token = self._jobserver.take(0)
+        token = self._jobserver.take(wait_s)
         if token is None:
             return None
         with self._changed:

@@ -6,48 +6,39 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..core.digest import Digest
-from ..core.entries import Entry
-from ..core.errors import Interrupted, Refused, RequiemError, StoreRefused, UsageError
+from ..core.errors import Interrupted, Refused, RequiemError, StoreRefused
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.fields import dataclass
 from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
 from ..core.instance import Instance
-from ..core.request import Request
-from ..core.result import Record
-from ..executors.base import Executor, Ran
+from ..executors.base import Executor
 from ..executors.blobs import Blobs
-from ..executors.local import Keep, LocalExecutor
-from ..sandbox.base import Sandbox
 from ..sandbox.system import HostSystem
 from ..store.outbox import Outbox
-from . import explain, lines, noop, plans, schedule, touched
+from . import lines, noop, plans, schedule, touched
 from . import memory as memories
+from .assembly import Asked, Assembly
 from .journal import Journal, keep_manifest, new_run_id, now_text
 from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
-from .owning import foreign_owner, refuse_behind_links, refuse_tracked, remove_vanished
-from .rebuild import Always, Cached, Predicted, Rebuilder, Wanted
-from .recollection import Recollection
+from .owning import beware_of_others, refuse_behind_links, refuse_tracked, remove_vanished
 from .report import Report
-from .requests import RequestMaker
 from .scope import Scope, Whole
 from .secrets import Secrets, check_environment
 from .site import (
     Site,
-    boot_sandbox,
     can_write,
     clear_scratch,
     dismiss_workers,
     drop_stand_in,
     find_site,
-    host_platform,
     prepare_dot,
     processors,
     question_of,
@@ -88,9 +79,6 @@ class Running:
 
 
 OnStart = Callable[[Running], None]
-Asked = Callable[[str, Request, Mapping[str, Entry]], None]
-
-EXPLAINED_MAX = 20
 
 
 def build(
@@ -170,7 +158,6 @@ class _Run:
         self.executor: Executor | None = None
         self.started = time.monotonic()
         self.started_when = now_text()
-        self.host = os.uname().nodename
         self.outbox: Outbox | None = None
         self.trust = trust_of(site, options)
         self.host_system = HostSystem(site.cache_home)
@@ -261,7 +248,9 @@ class _Run:
         self.emit(
             RunStarted(self.run_id, options.mode, __version__, options.targets, site.workspace_id, self.started_when)
         )
-        self._beware_of_others()
+        foreign = beware_of_others(site.root, self.planned.manifest, plan, options, site.settings.sandbox)
+        if foreign:
+            self.emit(Warned(foreign))
         self.places, made = self.scope.places(), self.scope.made()
         self.emit(PlanMade(self.scope.total, self.planned.manifest))
         self._tell_untouched()
@@ -293,7 +282,20 @@ class _Run:
             self._check_environment()
         gc.freeze()
         gc.enable()
-        with self.store.lease(), self._executor(blobs, surroundings, workspace) as executor:
+        parts = Assembly(
+            site,
+            options,
+            self.scope,
+            self.memory,
+            self.store,
+            self.view,
+            self.trust,
+            self.secrets,
+            self.emit,
+            self.asked,
+        )
+        admission = self._admission()
+        with self.store.lease(), parts.executor(blobs, surroundings, self.jobs(), admission) as executor:
             self.executor = executor
             on_start(
                 Running(
@@ -306,7 +308,7 @@ class _Run:
                     untouched=self.report.untouched,
                 )
             )
-            self.performer = self._performer(workspace, surroundings, layout, executor)
+            self.performer = parts.performer(self.places, workspace, surroundings, layout, executor)
             self._schedule(self.performer)
         gc.disable()  # What is written down now is needed to the end.
         if not options.dry_run:
@@ -318,21 +320,6 @@ class _Run:
             self.report.untouched = len(self.part.untouched)
             if self.journal is not None:
                 self.journal.tell(lines.of(self.site, self.part))
-
-    def _beware_of_others(self) -> None:
-        """Raises UsageError where somebody else's manifest would run commands with root's rights."""
-        paths = [os.path.join(self.site.root, name) for name in (".", *self.planned.manifest)]
-        who = foreign_owner(paths, os.geteuid(), self.options.environment)
-        if not who:
-            return
-        level = self.options.sandbox or self.site.settings.sandbox
-        levels = {level or i.policy.sandbox for i in self.planned.plan.instances.values() if not i.is_group}
-        if levels - {"strict"} and not self.options.dry_run:
-            raise UsageError(
-                f"{who}: below the level strict its commands would run with your rights",
-                hint="run it as that user, or chown the workspace",
-            )
-        self.emit(Warned(who))
 
     def _check_environment(self) -> None:
         """Raises UnknownName for a variable or a secret that a step cannot do without."""
@@ -355,54 +342,6 @@ class _Run:
 
     # Schedule
 
-    @contextmanager
-    def _executor(self, blobs: Blobs, surroundings: Surroundings, workspace: Workspace) -> Iterator[Executor]:
-        roots = [surroundings.host_path(root) for root in self.planned.plan.roots.values()]
-        admission = self._admission()
-
-        def boot(request: Request) -> Sandbox:
-            return boot_sandbox(request, self.site, self.store, roots)
-
-        executor = LocalExecutor(
-            blobs,
-            boot,
-            workspace=self.site.root,
-            jobs=self.jobs(),
-            list_undeclared=self.options.verbose,
-            maker=self._maker,
-            admit=admission or nullcontext,
-            admit_more=admission.try_enter if admission is not None else lambda: lambda: None,
-            secrets=self.secrets.values,
-            keep=self._keeper(),
-        )
-        try:
-            yield executor
-        finally:
-            executor.close()
-            if admission is not None:
-                admission.close()
-
-    def _keeper(self) -> Keep | None:
-        if not self.options.environment.get("REQUIEM_KEEP") or self.options.dry_run:
-            return None
-        from .keeping import Keeper, wanted
-
-        which = wanted(self.options.environment)
-        if not which:
-            return None
-        names: dict[str, str] = {}
-        tell = self.asked
-
-        def note(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
-            names[request.digest] = name
-            if tell is not None:
-                tell(name, request, offered)
-
-        self.asked = note
-        return Keeper(
-            self.site.dot, which, lambda r: names.get(r.digest, r.digest[:12]), lambda t: self.emit(Warned(t))
-        )
-
     def _admission(self) -> Admission | None:
         settings, options = self.site.settings, self.options
         wanted = settings.max_load or options.max_load or settings.min_memory or options.environment.get("MAKEFLAGS")
@@ -415,80 +354,6 @@ class _Run:
             self.emit(Warned(f"{found.refusal}; one step at a time"))
             self.one_job = True
         return found.admission
-
-    def _maker(self, path: str) -> str | None:
-        from ..core.query import Graph
-
-        return Graph(self.planned.plan).maker(path, ".")
-
-    def _rebuilder(self, executor: Executor, blobs: Blobs) -> Rebuilder:
-        if self.options.dry_run:
-            return Predicted(self.view, blobs)
-        always = Always(executor, self.view, self._record, publish=self.options.cache in ("rw", "wo"))
-        return Cached(self.view, blobs, always) if self.options.cache in ("rw", "ro") else always
-
-    def _record(self, ran: Ran, wanted: Wanted) -> Record:
-        record = Record(
-            request_digest=ran.request.digest,
-            result_digest=ran.result.digest,
-            when=now_text(),
-            duration_ms=ran.duration_ms,
-            executor="local",
-            host=self.host,
-            engine=__version__,
-            protection=ran.protection,
-            leaks=ran.leaks,
-            rusage=ran.rusage,
-            discovered=ran.discovered,
-            asserted=wanted.asserted,
-        )
-        return record if self.trust is None or not ran.ok else self.trust.seal(record)
-
-    def _performer(
-        self, workspace: Workspace, surroundings: Surroundings, layout: Layout, executor: Executor
-    ) -> Performer:
-        level = self.options.sandbox or self.site.settings.sandbox
-        return Performer(
-            instances=self.scope.instances,
-            places=self.places,
-            offers=self.planned.offers,
-            maker=RequestMaker(workspace, surroundings, host_platform(), level),
-            workspace=workspace,
-            store=self.store,
-            recollection=self._recollection(layout, workspace.blobs),
-            layout=layout,
-            rebuilder=self._rebuilder(executor, workspace.blobs),
-            emit=self.emit,
-            always="" if self.options.cache in ("rw", "ro") else f"--cache {self.options.cache}: every step runs",
-            dry_run=self.options.dry_run,
-            verbose=self.options.verbose,
-            asked=self.asked,
-            known=self.scope.known(),
-            environment=self.options.environment,
-        )
-
-    def _recollection(self, layout: Layout, blobs: Blobs) -> Recollection:
-        trust = self.trust
-        return Recollection(
-            self.memory,
-            layout,
-            blobs,
-            self.store,
-            self.options.variant,
-            trust=trust.digest if trust is not None else "",
-            why_refused=partial(trust.why_refused, self.view) if trust is not None else None,
-            explain=self._explain,
-            lost=self.scope.lost if self.asked is None else frozenset(),
-            looked_at=self.planned.plan.instances,
-        )
-
-    def _explain(self, old: Mapping[str, object], new: Mapping[str, object]) -> str:
-        """The difference of two requests in a line: the first one, or with --explain all."""
-        from .systems import system_changes
-
-        shown_max = EXPLAINED_MAX if self.options.explain else 1
-        known = system_changes(self.site.cache_home, lambda digest: self.store.objects.get(Digest(digest)))
-        return explain.short_reason(old, new, known, shown_max=shown_max)
 
     def _durations(self) -> Mapping[str, int]:
         steps = self.memory.steps

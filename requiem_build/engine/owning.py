@@ -12,6 +12,7 @@ from ..core.patterns import compile_pattern, is_pattern, unescape
 from .evidence import Outputs
 from .layout import Layout, tracked_by_git
 from .memory import Memory
+from .options import Options
 
 
 def foreign_owner(paths: Iterable[str], uid: int, environment: Mapping[str, str]) -> str:
@@ -32,6 +33,24 @@ def foreign_owner(paths: Iterable[str], uid: int, environment: Mapping[str, str]
         if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
             return f'"{path}" can be written by everyone, and you are root'
     return ""
+
+
+def beware_of_others(root: str, manifest: Iterable[str], plan: Plan, options: Options, level: str | None) -> str:
+    """A warning for root where somebody else decides what is built; empty where nobody does.
+
+    `level` is the user's own setting. Raises UsageError where commands of others would run with root's rights.
+    """
+    paths = [os.path.join(root, name) for name in (".", *manifest)]
+    who = foreign_owner(paths, os.geteuid(), options.environment)
+    if who and not options.dry_run:
+        wanted = options.sandbox or level
+        levels = {wanted or i.policy.sandbox for i in plan.instances.values() if not i.is_group}
+        if levels - {"strict"}:
+            raise UsageError(
+                f"{who}: below the level strict its commands would run with your rights",
+                hint="run it as that user, or chown the workspace",
+            )
+    return who
 
 
 def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout) -> None:
