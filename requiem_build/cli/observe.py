@@ -113,6 +113,11 @@ def _show(seen: Observation, told: Told, shared: Globals) -> None:
         [f"{name(each.path)}  {plain(each.line)}" for each in seen.outside],
         most,
     )
+    _list(
+        "looked for, and on this host in a package that the step does not see:",
+        [f"{name(each.path)}  {plain(each.line)}" for each in seen.packages],
+        most,
+    )
     _list("changed, though it is no output of the step:", [name(path) for path in seen.changed], most)
     _list("made and not declared (dropped after each run):", [name(path) for path in seen.made], most)
     _list("refused:", [f"{name(path)}  ({error})" for path, error in seen.refused], most)

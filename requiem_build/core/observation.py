@@ -13,7 +13,9 @@ READ, EXECUTED, LOOKED, LISTED, WROTE = "read", "executed", "looked at", "listed
 SCHEMA = "requiem.observe/1"
 ABSENT = frozenset({"ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG"})
 _VIEW = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/dev", "/tmp", "/etc", "/sys")
-"""What every step sees, or what none ever sees: nothing there can be declared."""
+"""What every step sees, or what none ever sees: nothing there can be declared by its path."""
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc")
+"""What packages bring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,21 @@ class Touched:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Lacking:
+    """A package that the step does not see, and what of it was looked for."""
+
+    path: str
+    package: str
+
+    @property
+    def line(self) -> str:
+        return f'tools = [..., "{self.package}"]'
+
+    def as_json(self) -> dict[str, object]:
+        return {"line": self.line, "package": self.package, "path": readable(self.path)}
+
+
 @dataclass(slots=True)
 class Observation:
     """One run's worth of looks. Paths are relative to the workspace's root, but those of `outside`."""
@@ -85,6 +102,12 @@ class Observation:
     listed: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
     """Every path of the workspace that it saw something of."""
+    packages: list[Lacking] = field(default_factory=list)
+    """Of what this host has and the step looked for in vain."""
+    system_seen: dict[str, None] = field(default_factory=dict)
+    """What it saw of the system, in that order."""
+    system_absent: dict[str, None] = field(default_factory=dict)
+    """What it did not see of it though it stands on this host."""
     system_files: int = 0
     exit_code: int = 0
     failure: str = ""
@@ -107,6 +130,7 @@ class Observation:
             "made": [readable(path) for path in self.made],
             "name": self.step,
             "outside": [each.as_json() for each in self.outside],
+            "packages": [each.as_json() for each in self.packages],
             "refused": [{"error": error, "path": readable(path)} for path, error in self.refused],
             "runs": self.runs,
             "system_files": self.system_files,
@@ -140,6 +164,8 @@ def judge(step: str, accesses: Iterable[Access], declared: Declared, stands: Sta
         path = posixpath.normpath(access.path)
         if not is_within(path, (WORKSPACE,)):
             _outside(access, path, hosts, system, failed, declared.roots, stands)
+            if access.wanted != WROTE and is_within(path, _SYSTEM):
+                _of_system(seen, access, path, stands)
             continue
         inside = path[len(WORKSPACE) + 1 :]
         if not inside:
@@ -223,6 +249,13 @@ def _outside(
     if access.error in ABSENT and not is_within(path, (*_VIEW, *roots)) and stands(path) in ("file", "link"):
         found = hosts.setdefault(path, Touched(path, hidden=True))
         found.how.add(access.wanted)
+
+
+def _of_system(seen: Observation, access: Access, path: str, stands: Stands) -> None:
+    if not access.error:
+        seen.system_seen[path] = None
+    elif access.error in ABSENT and path not in seen.system_absent and stands(path) in ("file", "link"):
+        seen.system_absent[path] = None
 
 
 def _bytes(path: str) -> bytes:

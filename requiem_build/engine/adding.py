@@ -114,22 +114,7 @@ def with_block(text: bytes, block: Block) -> bytes:
 
 def add(site: Site, options: Options, block: Block, plan: Plan, stage: Stage) -> Added:
     """Runs the command and finds its declaration. Raises Failed, UsageError, EnvironmentFault, Interrupted."""
-    for left in reversed(range(TRIALS_MAX)):
-        instance = plan.instances[block.name]
-        maker, part = _part(site, options, instance, stage, plan)
-        seen, told = Observer(stage, plan).observe(part, make_parents=True)
-        if not told.failure:
-            break
-        said = (told.stdout + b"\n" + told.stderr).decode("utf-8", "replace")
-        missing = set(maker.missing_packages(part.request, said)) - set(block.tools)
-        if not missing or not left:
-            raise Failed(
-                f"the command {told.failure}: nothing is written",
-                facts=[("said", line) for line in said.strip().splitlines()[-1:]],
-                hint="it ran in the sandbox: fixed environment, no network, of this host only its programs' packages",
-            )
-        block.tools = sorted({*block.tools, *missing})  # What its own words did not tell, its failure did.
-        plan = _plan(site, options, block)
+    block, instance, seen, told = _tried(site, options, block, plan, stage)
     if seen.changed and seen.runs > 1 and set(seen.changed) & {each.path for each in seen.undeclared}:
         raise UsageError(
             f'the command changes "{readable(seen.changed[0])}", which it also reads',
@@ -143,6 +128,38 @@ def add(site: Site, options: Options, block: Block, plan: Plan, stage: Stage) ->
     except ManifestError as error:
         raise UsageError(f"the step cannot be written: {error.what}", facts=error.facts, hint=error.hint) from error
     return Added(block, text, os.path.join(site.root, site.manifest), seen, told, tuple(notes))
+
+
+def _tried(
+    site: Site, options: Options, block: Block, plan: Plan, stage: Stage, *, may_guess: bool = True
+) -> tuple[Block, Instance, Observation, Told]:
+    """Runs the command until it sees every package that it needs. Raises Failed."""
+    guessed: set[str] = set()
+    for left in reversed(range(TRIALS_MAX)):
+        instance = plan.instances[block.name]
+        maker, part = _part(site, options, instance, stage, plan)
+        seen, told = Observer(stage, plan).observe(part, make_parents=True)
+        if not told.failure:
+            break
+        said = (told.stdout + b"\n" + told.stderr).decode("utf-8", "replace")
+        missing = set(maker.missing_packages(part.request, said)) - set(block.tools)
+        if not missing and may_guess:  # Its words tell nothing: then whatever it looked for.
+            missing = {each.package for each in seen.packages} - set(block.tools)
+            guessed |= missing
+        if not missing or not left:
+            raise Failed(
+                f"the command {told.failure}: nothing is written",
+                facts=[("said", line) for line in said.strip().splitlines()[-1:]],
+                hint="it ran in the sandbox: fixed environment, no network, of this host only its programs' packages",
+            )
+        block = replace(block, tools=sorted({*block.tools, *missing}))
+        plan = _plan(site, options, block)
+    unused = guessed - set(site.distribution.owners(list(seen.system_seen)).values())
+    if unused:
+        fewer = replace(block, tools=[name for name in block.tools if name not in unused])
+        with suppress(Failed):
+            return _tried(site, options, fewer, _plan(site, options, fewer), stage, may_guess=False)
+    return block, instance, seen, told
 
 
 def _part(site: Site, options: Options, instance: Instance, stage: Stage, plan: Plan) -> tuple[RequestMaker, Part]:

@@ -41,7 +41,11 @@ _MENTIONS = [
     )
 ]
 _GENERATED = re.compile(r'^read "(.+)", which step ".+" makes, without declaring it$', re.M)
-_MISSED = re.compile(r"no such file|not found|cannot (?:open|find|load)|can't (?:open|find)|enoent", re.I)
+_MISSED = re.compile(
+    r"no such file|not found|enoent|missing|not set|(?:can ?not|can't|could not|couldn't|unable to) "
+    r"(?:be )?(?:open|find|found|load|locate|resolve|detect)",
+    re.I,
+)
 _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
 _WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
@@ -82,9 +86,14 @@ def for_failure(
         line = _program(name, instance)
         if line:
             found[line] = None
-    if not found and _MISSED.search(text):
-        found[f"requiem observe {shlex.quote(instance.name)} says what it looked for and what of that exists"] = None
     return tuple(found)[:HINTS_MAX]
+
+
+def last_resort(instance: Instance, text: str) -> tuple[str, ...]:
+    """Where nothing could be named, but something is missing: how to find out what."""
+    if not _MISSED.search(text):
+        return ()
+    return (f"requiem observe {shlex.quote(instance.name)} says what it looked for and what of that exists",)
 
 
 def _held_back(text: str, request: Request, environment: Mapping[str, str]) -> Iterator[str]:

@@ -17,11 +17,12 @@ from ..core.blocks import inputs_line, root_line
 from ..core.errors import EnvironmentFault, Interrupted
 from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
-from ..core.observation import WROTE, Access, Declared, Observation, Touched, judge
+from ..core.observation import WROTE, Access, Declared, Lacking, Observation, Touched, judge
 from ..core.paths import is_within
 from ..core.patterns import compile_pattern, escape, is_never, is_pattern, never_in
 from ..core.policy import WORKSPACE
 from ..core.query import Graph
+from ..core.request import SYSTEM_ROOT, Request
 from ..core.secrecy import Masker
 from ..executors.local import confide, describe, masked
 from ..sandbox.base import Job, Staged
@@ -273,7 +274,21 @@ class Observer:
             touched.line = self._line(part.instance, touched)
         for touched in seen.outside:
             touched.line = root_line(posixpath.dirname(touched.path))
+        seen.packages = self._lacking(part.request, list(seen.system_absent))
         return seen
+
+    def _lacking(self, request: Request, paths: Sequence[str]) -> list[Lacking]:
+        """The packages of these paths that the step does not see, in the order in which it looked for them."""
+        distribution = self._stage.site.distribution
+        view = distribution.known(request.roots[SYSTEM_ROOT]) if request.policy.system == "packages" else None
+        if view is None:
+            return []
+        shown = {package.id for package in view.packages}
+        found: dict[str, Lacking] = {}
+        for path, id_ in distribution.owners(paths).items():
+            if id_ not in shown:
+                found.setdefault(id_, Lacking(path, id_))
+        return list(found.values())
 
     def _resolve(self, path: str) -> Sequence[str]:
         """The links of the workspace on the way of a path, and where they lead."""

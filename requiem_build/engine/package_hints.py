@@ -10,6 +10,7 @@ from ..sandbox.distribution import SEARCH, Distribution
 from ..sandbox.system import lookup
 from ..sandbox.visible import View
 
+_OTHER_WIDTHS = frozenset({"lib32", "libo32", "libx32"})
 UNPACKAGED = ("/usr/local/bin", "/usr/local/sbin", *SEARCH)
 LINE_MAX = 400
 LINES_MAX = 300
@@ -27,7 +28,25 @@ _PROGRAMS = (
     rf"spawn ({_NAME}) ENOENT",
     rf"exec: \"({_NAME})\": executable file not found",
     rf"No such file or directory: ['\"]({_NAME})['\"]",
+    r"unable to find a build program corresponding to \"(Ninja|Unix Makefiles)\"",
+    r"(CMAKE_\w+_COMPILER) (?:not set|could be found)",
+    r"(no acceptable \S+ compiler) found",
+    r"Could not detect (Ninja) v[\d.]+ or newer",
+    r"Unknown compiler\(s\): \[\['([\w+-]+)'",
+    rf"Program\(?s?\)? \[?'?({_NAME}?)'?\]? not found or not executable",
 )
+_MEANT = {
+    # What a build system calls a program by, and the program.
+    "CMAKE_ASM_COMPILER": "gcc",
+    "CMAKE_C_COMPILER": "gcc",
+    "CMAKE_CXX_COMPILER": "g++",
+    "CMAKE_Fortran_COMPILER": "gfortran",
+    "Ninja": "ninja",
+    "Unix Makefiles": "make",
+    "no acceptable C compiler": "gcc",
+    "no acceptable C++ compiler": "g++",
+    "no acceptable Fortran compiler": "gfortran",
+}
 _HEADERS = (
     rf"fatal error: ({_NAME}): No such file",
     rf"fatal error: '({_NAME})' file not found",
@@ -40,6 +59,14 @@ _SHARED = (
 _MODULES = (r"No module named ['\"]?([A-Za-z_]\w*)", r"\b(ensurepip) is not\s+available")
 _PERL = (rf"Can't locate ({_NAME}\.pm) in @INC",)
 _PKG_CONFIG = (rf"No package '({_NAME})' found", rf"Package '?({_NAME}?)'?,? .{{0,200}}?not found")
+_CMAKE = (
+    r"Could NOT find (\w+)\b",
+    r"Could not find a package configuration file provided by \"(\w+)\"",
+)
+_NODE = (r"Cannot find (?:module|package) ['\"]((?:@[\w.-]+/)?[\w.-]+)",)
+_RUBY = (rf"cannot load such file -- ({_NAME})",)
+_R = (r"there is no package called ['‘]([\w.]+)['’]",)
+_TEX = (r"File [`‘']([\w.-]+\.(?:sty|cls|def|tex|fd))['’] not found",)
 _PATHS = (rf"(/(?:usr|etc|bin|lib|sbin)/{_NAME})['\"’]?: (?:No such file|not found|cannot open)",)
 
 
@@ -91,19 +118,39 @@ def _searches(distribution: Distribution) -> Iterator[tuple[tuple[str, ...], Cal
 
     def ending(suffix: str, keep: Callable[[str], bool]) -> list[str]:
         paths = [(path, id_) for path, id_ in database.ending(suffix) if keep(path[: -len(suffix)] + "/")]
-        return [id_ for path, id_ in sorted(paths, key=lambda item: (item[0].count("/"), item))]
+        return [id_ for path, id_ in sorted(paths, key=lambda item: (_is_foreign(item[0]), item[0].count("/"), item))]
 
     def any_of(suffixes: tuple[str, ...], keep: Callable[[str], bool]) -> list[str]:
         return [id_ for suffix in suffixes for id_ in ending(suffix, keep)]
 
     yield _HEADERS, lambda name: ending(f"/{name}", lambda folder: "/include/" in folder)
-    yield _PROGRAMS, program
+    yield _PROGRAMS, lambda name: program(_MEANT.get(name, name))
     yield _LIBRARIES, lambda name: any_of((f"/lib{name}.so", f"/lib{name}.a"), lambda folder: "/lib" in folder)
     yield _SHARED, lambda name: ending(f"/{name}", lambda folder: "/lib" in folder)
     yield _MODULES, lambda name: any_of((f"/{name}/__init__.py", f"/{name}.py"), _is_module_path)
     yield _PERL, lambda name: ending(f"/{name}", lambda folder: "/perl" in folder)
     yield _PKG_CONFIG, lambda name: ending(f"/{name}.pc", lambda folder: folder.endswith("/pkgconfig/"))
+    yield (
+        _CMAKE,
+        lambda name: any_of(
+            (f"/{name}Config.cmake", f"/{name.lower()}-config.cmake", f"/{name.lower()}.pc"),
+            lambda folder: "/lib" in folder,
+        ),
+    )
+    yield _NODE, lambda name: ending(f"/{name}/package.json", lambda folder: "/nodejs/" in folder)
+    yield _RUBY, lambda name: ending(f"/{name}.rb", lambda folder: "/ruby" in folder)
+    yield _R, lambda name: ending(f"/{name}/DESCRIPTION", lambda folder: folder.startswith("/usr/lib/R/"))
+    yield _TEX, lambda name: ending(f"/{name}", lambda folder: "/tex" in folder)
     yield _PATHS, lambda path: list(database.owners([distribution.places.canonical(path)]).values())
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a library is for programs of another kind than the host's own: 32 bits, or another processor."""
+    parts = path.split("/")
+    if not _OTHER_WIDTHS.isdisjoint(parts):
+        return True
+    processors = [part.partition("-")[0] for part in parts if "-linux-gnu" in part]
+    return bool(processors) and os.uname().machine not in processors
 
 
 def _is_module_path(folder: str) -> bool:

@@ -424,4 +424,4 @@ class Performer:
             request=built.request,
             environment=self.environment,
         )
-        return (*self.maker.package_hints(built.request, text), *found)
+        return (*self.maker.package_hints(built.request, text), *found) or hints.last_resort(instance, text)

@@ -129,16 +129,23 @@ class Distribution:
     def owner(self, name: str) -> Owner | None:
         """Who owns a program, by its name or absolute path."""
         found = self.places.find_program(name, SEARCH)
-        if found is None:
-            return None
-        way = self.places.resolve(found)  # Alternatives and other links that no package owns lead to one that does.
+        package = None if found is None else self.owners([found]).get(found)
+        return None if found is None or package is None else Owner(found, package)
+
+    def owners(self, paths: Sequence[str]) -> dict[str, str]:
+        """Each absolute path that belongs to a package -> the package's id.
+
+        Alternatives and other links that no package owns lead to one that does.
+        """
+        ways = {path: self.places.resolve(self.places.canonical(path)) for path in paths}
         with self._lock:
             owners = self._known_names.owners
-            unknown = [path for path in way if path not in owners]
+            unknown = list(dict.fromkeys(path for way in ways.values() for path in way if path not in owners))
             if unknown:
                 owners |= dict.fromkeys(unknown, "") | self.database.owners(unknown)
                 self._known_names.is_new = True
-            return next((Owner(found, owners[path]) for path in way if owners[path]), None)
+            found = {path: next((owners[each] for each in way if owners[each]), "") for path, way in ways.items()}
+        return {path: id_ for path, id_ in found.items() if id_}
 
     def is_base(self, name: str) -> bool:
         """Whether a name stands for nothing but what every step sees."""

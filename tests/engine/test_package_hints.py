@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from project import REQUIEM, Project
 
+from requiem_build.engine.package_hints import _is_foreign
+
 pytestmark = [pytest.mark.userns, pytest.mark.gcc, pytest.mark.timeout(300)]
+
+
+def said(line: str) -> str:
+    """The keys of a step that fails with the words of a program which is not here."""
+    return f"command = '''cat >&2 <<'EOF'\n{line}\nEOF\nfalse'''"
+
 
 FAILURES = {
     # step: (its keys, something of the host that it needs, what the hint says)
@@ -38,6 +46,17 @@ FAILURES = {
                 "z is in zlib1g-dev"),
     "pkg-config": ("""command = "pkg-config --cflags --print-errors zlib" """, "/usr/bin/pkg-config",
                    "zlib is in zlib1g-dev"),
+    "shared": ("""command = "echo 'x: error while loading shared libraries: libstdc++.so.6: cannot' >&2; false" """,
+               "/usr/share/doc/libstdc++6", "libstdc++.so.6 is in libstdc++6"),
+    "cmake": (said('unable to find a build program corresponding to "Ninja".'), "/usr/bin/ninja",
+              "Ninja is in ninja-build"),
+    "cmake-compiler": (said("CMAKE_C_COMPILER not set, after EnableLanguage"), "/usr/bin/gcc",
+                       "CMAKE_C_COMPILER is in gcc"),
+    "cmake-package": (said("Could NOT find ZLIB (missing: ZLIB_LIBRARY)"), "/usr/include/zlib.h",
+                      "ZLIB is in zlib1g-dev"),
+    "configure": (said("configure: error: no acceptable C compiler found in $PATH"), "/usr/bin/gcc",
+                  "no acceptable C compiler is in gcc"),
+    "meson": (said("ERROR: Could not detect Ninja v1.8.2 or newer"), "/usr/bin/ninja", "Ninja is in ninja-build"),
     "file": ("""command = "cat /usr/share/zoneinfo/UTC" """, "/usr/share/zoneinfo/UTC", "UTC is in tzdata"),
 }  # fmt: skip
 DEBIAN = pytest.mark.skipif(not Path("/var/lib/dpkg/status").exists(), reason="these packages are Debian's")
@@ -58,6 +77,22 @@ def test_each_kind_of_failure_names_the_line_to_add(project: Project) -> None:
         package = hint.rpartition(" ")[2]
         line = f'{hint}, which the step does not see: tools = [..., "{package}"]'
         assert line in told[name], told[name]
+
+
+def test_a_library_for_other_programs_than_the_hosts_own_is_named_last() -> None:
+    own = f"/usr/lib/{os.uname().machine}-linux-gnu/libz.so.1"
+    assert not any(map(_is_foreign, (own, "/usr/lib/libz.so.1", "/usr/lib64/libz.so.1")))
+    assert all(map(_is_foreign, ("/usr/lib32/libz.so.1", "/usr/libx32/libz.so.1", "/usr/lib/s390x-linux-gnu/libz.so")))
+
+
+@DEBIAN
+def test_where_nothing_can_be_named_the_error_says_how_to_find_out(project: Project) -> None:
+    words = "unable to locate the thing"
+    project.manifest(f'[steps.a]\ncommand = "echo {words} >&2; exit 1"\n')
+    assert "hint: requiem observe a says what it looked for" in project.run("build").err
+    project.manifest('[steps.a]\ncommand = "x=per; ${x}l -e 1"\n')
+    told = project.run("build").err
+    assert "perl is in perl-base" in told and "requiem observe" not in told, told
 
 
 @DEBIAN

@@ -165,6 +165,37 @@ def test_a_step_that_sees_packages_and_a_clock_that_stands_is_observed(project: 
     assert "more.txt" in json.dumps(seen) and "idle.txt" in json.dumps(seen)
 
 
+DEBIAN = pytest.mark.skipif(not Path("/var/lib/dpkg/status").exists(), reason="these packages are Debian's")
+SILENT = (
+    "p=per; m=not-a-program; for d in /usr/bin /usr/sbin; do test -e $d/$m; done; test -x /usr/bin/${p}l || exit 3\n"
+)
+"""It looks for perl, and ends without a word where there is none."""
+
+
+@DEBIAN
+def test_what_lies_in_a_package_that_it_does_not_see_is_named(project: Project) -> None:
+    project.write("find.sh", SILENT)
+    project.manifest('[steps.a]\ncommand = ["sh", "find.sh"]\ninputs = ["find.sh"]\n')
+    lacking = {"line": 'tools = [..., "perl-base"]', "package": "perl-base", "path": "/usr/bin/perl"}
+    assert observe(project, "a", expect=1)["packages"] == [lacking]
+    told = project.run("observe", "a").out
+    assert 'in a package that the step does not see:\n  /usr/bin/perl  tools = [..., "perl-base"]\n' in told
+    project.manifest('[steps.a]\ncommand = ["sh", "find.sh"]\ninputs = ["find.sh"]\ntools = ["perl-base"]\n')
+    seen = observe(project, "a")
+    assert seen["packages"] == [] and seen["clean"]
+
+
+@DEBIAN
+@pytest.mark.gcc
+def test_a_command_that_does_not_say_what_it_lacks_is_added_all_the_same(project: Project) -> None:
+    """What it looked for before it ended is tried; what it then made no use of is left out again."""
+    project.manifest("")
+    in_vain = SILENT.replace("|| exit", "|| { test -e /usr/bin/${p%per}gcc; exit").replace("3\n", "3; }\n")
+    project.write("go.sh", in_vain + "${p}l -e 'print 42' > out\n")
+    block = add(project, "q", "sh", "go.sh")
+    assert 'tools = ["perl-base"]' in block and project.read("out") == "42", block
+
+
 def test_a_failed_step_is_not_tightened(project: Project) -> None:
     project.manifest('[steps.a]\ncommand = "exit 3"\ninputs = ["x"]\n')
     project.write("x", "x")
