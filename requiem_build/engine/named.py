@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..core.instance import Instance
 from ..core.programs import interpreter, programs
@@ -14,25 +14,25 @@ FIRST_LINE_MAX = 256
 
 
 def named_programs(
-    instance: Instance, command: Sequence[str], env: Mapping[str, str], workspace: str
+    instance: Instance, command: Sequence[str], env: Mapping[str, str], first_line: Callable[[str], bytes]
 ) -> tuple[str, ...]:
     """Names to be looked up in the step's PATH, and absolute ones; no paths of the workspace.
 
-    Scripts that other steps make are not looked into: they need not lie anywhere when a request is made. The content
-    of all others is in the key, so what is read here adds nothing to what it rests on.
+    `first_line` gives that of a path of the workspace that the step sees, nothing for another. Its content is in the
+    key, so what is read here adds nothing to what the key rests on.
     """
     found: dict[str, None] = {}
     for name in programs(command, env):
         if "/" not in name or name.startswith("/"):
             found[name] = None
             continue
-        path = posixpath.normpath(posixpath.join(instance.cwd, name))
-        if _is_source(path, instance):
-            found |= dict.fromkeys(interpreter(first_line(os.path.join(workspace, path))))
+        line = first_line(posixpath.normpath(posixpath.join(instance.cwd, name)))
+        found |= dict.fromkeys(interpreter(line))
     return tuple(found)
 
 
-def _is_source(path: str, instance: Instance) -> bool:
+def is_source(path: str, instance: Instance) -> bool:
+    """Whether it is a source that the step names, or lies in a directory that it names."""
     return any(
         item.producer is None and (item.path == path or (item.path.endswith("/") and path.startswith(item.path)))
         for item in instance.inputs

@@ -13,6 +13,9 @@ from ..core.instance import Input, Instance
 from ..core.patterns import compile_pattern
 from ..core.policy import Policy
 from ..core.request import SYSTEM_ROOT, Request, by_bytes
+from ..executors.blobs import EACH_MAX
+from .linked import Libraries
+from .named import FIRST_LINE_MAX, first_line, is_source, named_programs
 from .surroundings import Surroundings
 from .workspace import Workspace
 
@@ -60,6 +63,7 @@ class RequestMaker:
         self._surroundings = surroundings
         self._platform = platform
         self._level = level
+        self._libraries = Libraries(workspace)
 
     def changed_root(self, instance: Instance, request: Request) -> str | None:
         return self._surroundings.changed_root(instance, request)
@@ -159,7 +163,7 @@ class RequestMaker:
         if policy is not instance.policy:
             instance = replace(instance, policy=policy)
         env = surroundings.environment(instance, level)
-        named = self._named(instance, command, env) if policy.system == "packages" else ()
+        named = self._named(instance, command, env, inputs) if policy.system == "packages" else ()
         request = Request(
             command=tuple(command),
             env=env,
@@ -181,10 +185,22 @@ class RequestMaker:
         )
         return Asked(request, tuple(asserted))
 
-    def _named(self, instance: Instance, command: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
-        from .named import named_programs
+    def _named(
+        self, instance: Instance, command: Sequence[str], env: Mapping[str, str], inputs: Inputs
+    ) -> tuple[str, ...]:
+        """The programs that its command names, and the libraries that programs among its inputs ask for."""
+        place = self._surroundings.packaged.distribution.library
 
-        return named_programs(instance, command, env, self._workspace.root)
+        def line(path: str) -> bytes:
+            entry = inputs.entries.get(path)
+            if isinstance(entry, File) and path not in inputs.sources:
+                return self._workspace.blobs.get(entry.digest)[:FIRST_LINE_MAX] if entry.size <= EACH_MAX else b""
+            return first_line(self._workspace.full(path)) if is_source(path, instance) else b""
+
+        return (
+            *named_programs(instance, command, env, line),
+            *self._libraries.needed(inputs.entries, inputs.sources, place),
+        )
 
     def _cwd(self, instance: Instance, level: str) -> str:
         """Below strict the real absolute path is part of what the step sees, and so of the request."""

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
-from ..core.fields import dataclass
+from ..core.entries import Entry
+from ..core.errors import RequiemError
+from ..core.fields import dataclass, replace
 from ..core.instance import Instance
-from ..core.request import SYSTEM_ROOT
+from ..core.request import SYSTEM_ROOT, Request
 from ..sandbox.linux import StrictSandbox
 from ..sandbox.masks import Shown
 from ..sandbox.showing import show
 from ..sandbox.visible import View
-from .named import named_programs
+from .build import build
+from .named import first_line, is_source, named_programs
 from .options import Options
 from .site import Site, find_site, named
 from .stamps import Stamps
@@ -56,7 +61,31 @@ def look(options: Options, name: str) -> list[Seen]:
     planned, instances = named(site, options, name)
     surroundings = surroundings_of(site, planned.plan.roots, Stamps(), options.environment)
     level = options.sandbox or site.settings.sandbox
+    asked = _asked(options, instances)
+    instances = [_with_tools(instance, asked.get(instance.name)) for instance in instances]
     return list(_seen(site, surroundings, instances, level, planned.plan.roots))
+
+
+def _asked(options: Options, instances: list[Instance]) -> dict[str, Request]:
+    """What the next build will ask of them, as far as that is known: what a step reads may have to be made first."""
+    found: dict[str, Request] = {}
+
+    def note(name: str, request: Request, offered: Mapping[str, Entry]) -> None:
+        found[name] = request
+
+    names = tuple(instance.name for instance in instances)
+    with suppress(RequiemError):
+        build(replace(options, targets=names, dry_run=True, mode="repro", cache="rw"), lambda _: None, asked=note)
+    return found
+
+
+def _with_tools(instance: Instance, request: Request | None) -> Instance:
+    """With what its inputs turned out to need, too."""
+    return (
+        instance
+        if request is None
+        else replace(instance, tools=tuple({**dict.fromkeys(instance.tools), **request.tools}))
+    )
 
 
 def _seen(
@@ -69,11 +98,18 @@ def _seen(
             continue
         paths = {surroundings.root_path(roots[each]) for each in instance.roots}
         command = command_of(instance)
-        named = named_programs(instance, command, surroundings.environment(instance, "strict"), site.root)
+        named = named_programs(
+            instance, command, surroundings.environment(instance, "strict"), _sources(site, instance)
+        )
         view = surroundings.packaged.view(instance, command, paths, named)
         if view.digest not in mechanisms:
             mechanisms[view.digest] = _mount(site, view, {SYSTEM_ROOT, *paths})
         yield Seen(instance.name, view.digest, "packages", view, mechanisms[view.digest])
+
+
+def _sources(site: Site, instance: Instance) -> Callable[[str], bytes]:
+    """The first lines of a step's sources; what others make is among the tools of what was asked, if it is known."""
+    return lambda path: first_line(os.path.join(site.root, path)) if is_source(path, instance) else b""
 
 
 def command_of(instance: Instance) -> tuple[str, ...]:

@@ -9,11 +9,14 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from ..core.elf import HEAD, Kind, kind_of
 from ..core.errors import EnvironmentFault
 from ..core.fields import dataclass
 from . import parts
+from .ldcache import places_of
 from .packages.base import Contents, Database, Package, Places
 from .packages.choose import open_database
 from .packages.closure import BASE_PACKAGES, BASE_PROGRAMS, Installed
@@ -34,6 +37,12 @@ from .visible import (
 
 SEARCH = ("/usr/bin", "/bin", "/usr/sbin", "/sbin")
 """Where a program of a package is looked for by its name. What lies in /usr/local belongs to no package."""
+
+LIBRARIES = ("/lib", "/usr/lib", "/lib64", "/usr/lib64")
+"""Where the dynamic linker looks without its cache."""
+
+_ALL_OF_THE_BASE = f"({' '.join((*BASE_PACKAGES, *BASE_PROGRAMS))})"
+"""Among the remembered names of packages: none has parentheses."""
 
 TRIES = 3
 NEAREST_MAX = 3
@@ -70,6 +79,8 @@ class Distribution:
         self._by_digest: dict[str, View] = {}
         self._resolved: dict[str, tuple[str, ...]] = {}
         self._base_ids: frozenset[str] | None = None
+        self._libraries: dict[tuple[str, Kind], str | None] = {}
+        self._linkers: dict[str, list[str]] | None = None
         self._watched_stamps: dict[tuple[str, ...], str] = {}
 
     @property
@@ -147,6 +158,44 @@ class Distribution:
             found = {path: next((owners[each] for each in way if owners[each]), "") for path, way in ways.items()}
         return {path: id_ for path, id_ in found.items() if id_}
 
+    def library(self, name: str, kind: Kind) -> str | None:
+        """The canonical path at which the dynamic linker finds a package's library for a program of that kind.
+
+        None for what belongs to no package, and for what every step sees.
+        """
+        with self._lock:
+            if (name, kind) not in self._libraries:
+                self._libraries[name, kind] = self._library(name, kind)
+            return self._libraries[name, kind]
+
+    def _library(self, name: str, kind: Kind) -> str | None:
+        if self._linkers is None:
+            self._linkers = places_of(self._linker_cache())
+        for path in self._linkers.get(name) or [f"{folder}/{name}" for folder in LIBRARIES]:
+            place = self.places.canonical(path)
+            with suppress(OSError), open(self.places.host(place), "rb") as file:
+                if kind_of(file.read(HEAD)) == kind:
+                    owner = self.owners([place]).get(place)
+                    return None if owner is None or owner in self._all_of_the_base else place
+        return None
+
+    @property
+    def _all_of_the_base(self) -> Collection[str]:
+        """With all that the base needs."""
+        known = self._known_names.packages
+        if _ALL_OF_THE_BASE not in known:
+            known[_ALL_OF_THE_BASE] = [package.id for package in self.installed.closure(sorted(self._base))]
+            self._known_names.is_new = True
+        return known[_ALL_OF_THE_BASE]
+
+    def _linker_cache(self) -> bytes:
+        """Empty where there is none."""
+        try:
+            with open(self.places.host(LINKER_CACHE), "rb") as file:
+                return file.read()
+        except OSError:
+            return b""
+
     def is_base(self, name: str) -> bool:
         """Whether a name stands for nothing but what every step sees."""
         return self._base.issuperset(self.resolve(name))
@@ -203,11 +252,7 @@ class Distribution:
         wanted = sorted(root for root in roots if root.startswith("/"))
         if not wanted:
             return ()
-        try:
-            with open(self.places.host(LINKER_CACHE), "rb") as file:
-                cache = file.read()
-        except OSError:
-            return ()
+        cache = self._linker_cache()
         return tuple(root for root in wanted if b"\0" + os.fsencode(root) + b"/" in cache)
 
     def _view(self, names: Collection[str], linked: tuple[str, ...]) -> tuple[tuple[str, ...], View]:

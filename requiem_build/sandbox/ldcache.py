@@ -20,6 +20,24 @@ def cut_down(content: bytes, is_visible: Callable[[str], bool]) -> bytes | None:
 
     Libraries for special processors (glibc-hwcaps) are left out: what is found is then the same on every machine.
     """
+    read = _read(content)
+    if read is None:
+        return None
+    entries, flags = read
+    kept = [entry for entry in entries if is_visible(entry[2].decode("utf-8", "surrogateescape"))]
+    return _written(kept, flags or _LITTLE_ENDIAN)
+
+
+def places_of(content: bytes) -> dict[str, list[str]]:
+    """Each library's name -> the paths at which the linker finds it, the first of each kind of program first."""
+    found: dict[str, list[str]] = {}
+    for _, name, path in (_read(content) or ([], 0))[0]:
+        found.setdefault(name.decode("utf-8", "surrogateescape"), []).append(path.decode("utf-8", "surrogateescape"))
+    return found
+
+
+def _read(content: bytes) -> tuple[list[tuple[int, bytes, bytes]], int] | None:
+    """(kind, name, path) of each entry that is for every processor, and the cache's flags."""
     start = content.find(_MAGIC)
     if start < 0:
         return None
@@ -29,12 +47,9 @@ def cut_down(content: bytes, is_visible: Callable[[str], bool]) -> bytes | None:
         entries = [_ENTRY.unpack_from(cache, _HEADER.size + number * _ENTRY.size) for number in range(count)]
     except struct.error:
         return None
-    kept = [
-        (kind, _string(cache, key), _string(cache, value))
-        for kind, key, value, _, capabilities in entries
-        if capabilities == 0 and is_visible(_string(cache, value).decode("utf-8", "surrogateescape"))
-    ]
-    return _written(kept, flags or _LITTLE_ENDIAN)
+    return [
+        (kind, _string(cache, key), _string(cache, value)) for kind, key, value, _, special in entries if special == 0
+    ], flags
 
 
 def _string(cache: bytes, at: int) -> bytes:
