@@ -194,7 +194,7 @@ class RequestMaker:
         def line(path: str) -> bytes:
             entry = inputs.entries.get(path)
             if isinstance(entry, File) and path not in inputs.sources:
-                return self._workspace.blobs.get(entry.digest)[:FIRST_LINE_MAX] if entry.size <= EACH_MAX else b""
+                return self._workspace.blobs.get(entry.digest)[:FIRST_LINE_MAX] if 0 < entry.size <= EACH_MAX else b""
             return first_line(self._workspace.full(path)) if is_source(path, instance) else b""
 
         return (
