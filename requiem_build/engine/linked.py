@@ -1,7 +1,8 @@
 """Which of the system's libraries the programs among a step's inputs ask for: what the linker would look for first.
 
 It looks at contents that are in the key already, so what it finds adds nothing to what the key rests on. Programs in
-roots are not looked into: a root is often much larger than what a step runs of it.
+roots are not looked into, since a root is often much larger than what a step runs of it. But nearly all that comes as
+binaries (wheels, addons of Node, toolchains) asks for the runtime of C++.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from ..core.entries import Entry, File, Tree
 from ..executors.blobs import EACH_MAX
 from .workspace import Workspace
 
+OF_ROOTS = "libstdc++.so.6"
+"""What a step with roots sees beside its programs, where a package has it."""
 FILES_MAX = 2_000
 """A directory with more files than that is not looked into."""
 
@@ -57,7 +60,7 @@ class Libraries:
         for path, entry in pending:  # It grows while it is read.
             if not isinstance(entry, Tree):
                 yield path, entry
-            elif entry.files <= FILES_MAX:
+            elif 0 < entry.files <= FILES_MAX:
                 pending += ((f"{path.rstrip('/')}/{name}", each) for name, each in self._children(entry).items())
 
     def _children(self, tree: Tree) -> Mapping[str, Entry]:

@@ -14,7 +14,7 @@ from ..core.patterns import compile_pattern
 from ..core.policy import Policy
 from ..core.request import SYSTEM_ROOT, Request, by_bytes
 from ..executors.blobs import EACH_MAX
-from .linked import Libraries
+from .linked import OF_ROOTS, Libraries
 from .named import FIRST_LINE_MAX, first_line, is_source, named_programs
 from .surroundings import Surroundings
 from .workspace import Workspace
@@ -189,7 +189,8 @@ class RequestMaker:
         self, instance: Instance, command: Sequence[str], env: Mapping[str, str], inputs: Inputs
     ) -> tuple[str, ...]:
         """The programs that its command names, and the libraries that programs among its inputs ask for."""
-        place = self._surroundings.packaged.distribution.library
+        distribution = self._surroundings.packaged.distribution
+        of_roots = distribution.own_library(OF_ROOTS) if instance.roots else None
 
         def line(path: str) -> bytes:
             entry = inputs.entries.get(path)
@@ -199,7 +200,8 @@ class RequestMaker:
 
         return (
             *named_programs(instance, command, env, line),
-            *self._libraries.needed(inputs.entries, inputs.sources, place),
+            *self._libraries.needed(inputs.entries, inputs.sources, distribution.library),
+            *([of_roots] if of_roots is not None else []),
         )
 
     def _cwd(self, instance: Instance, level: str) -> str:

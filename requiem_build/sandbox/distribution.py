@@ -168,6 +168,13 @@ class Distribution:
                 self._libraries[name, kind] = self._library(name, kind)
             return self._libraries[name, kind]
 
+    def own_library(self, name: str) -> str | None:
+        """The same for programs of the host's own kind."""
+        with suppress(OSError), open(self.places.host("/bin/sh"), "rb") as file:
+            kind = kind_of(file.read(HEAD))
+            return None if kind is None else self.library(name, kind)
+        return None
+
     def _library(self, name: str, kind: Kind) -> str | None:
         if self._linkers is None:
             self._linkers = places_of(self._linker_cache())

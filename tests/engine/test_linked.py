@@ -108,3 +108,14 @@ def test_what_the_store_lost_is_made_again_before_it_is_read(project: Project) -
     shutil.rmtree(project.root / ".requiem")
     os.unlink(project.root / "app")
     assert project.build().counts == {"ran": 2}
+
+
+def test_what_comes_as_a_root_has_the_runtime_of_cxx(project: Project) -> None:
+    """As wheels of a virtual environment need it."""
+    project.manifest(LINK)
+    project.build()
+    (project.root / "sdk").mkdir()
+    os.rename(project.root / "app", project.root / "sdk/app")
+    project.manifest('[roots.sdk]\npath = "sdk"\n[steps.run]\ncommand = "sdk/app"\nroots = ["sdk"]\n')
+    assert project.build().counts == {"ran": 1}
+    assert STDCXX in tools(project, "run")

@@ -126,7 +126,8 @@ def test_a_program_of_no_package_has_two_ways_out_and_both_lead_there(project: P
     project.manifest(steps + '[defaults]\nroots = ["local"]\n[roots.local]\npath = "/usr/local"\n')
     assert project.build(program=local(project)).counts == {"ran": 2}
     assert project.read("out") == "42"
-    assert sorted(json.loads(project.run("show", "request", "text").out)["tools"]) == ["bash", "tool-of-mine"]
+    tools = json.loads(project.run("show", "request", "text").out)["tools"]
+    assert sorted(name for name in tools if "/" not in name) == ["bash", "tool-of-mine"]
     project.manifest(steps + '[defaults]\nsystem = "host"\n')
     assert project.build(program=local(project)).counts == {"ran": 2}
 
