@@ -17,7 +17,7 @@ from ..core.blocks import inputs_line, root_line
 from ..core.errors import EnvironmentFault, Interrupted
 from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
-from ..core.observation import WROTE, Access, Declared, Lacking, Observation, Touched, judge
+from ..core.observation import LOOKED, WROTE, Access, Declared, Lacking, Observation, Touched, judge
 from ..core.paths import is_within
 from ..core.patterns import compile_pattern, escape, is_never, is_pattern, never_in
 from ..core.policy import WORKSPACE
@@ -28,6 +28,7 @@ from ..executors.local import confide, describe, masked
 from ..sandbox.base import Job, Staged
 from ..sandbox.descent import walk
 from ..sandbox.strace import find_strace, parse, traced
+from .package_hints import unpackaged
 from .rehearsal import Part, Stage
 from .workspace import kind_by_mode
 
@@ -274,21 +275,25 @@ class Observer:
             touched.line = self._line(part.instance, touched)
         for touched in seen.outside:
             touched.line = root_line(posixpath.dirname(touched.path))
-        seen.packages = self._lacking(part.request, list(seen.system_absent))
+        self._name_packages(part.request, seen)
         return seen
 
-    def _lacking(self, request: Request, paths: Sequence[str]) -> list[Lacking]:
-        """The packages of these paths that the step does not see, in the order in which it looked for them."""
+    def _name_packages(self, request: Request, seen: Observation) -> None:
+        """Whose it is what the step did not see of the system, in the order in which it looked for it."""
         distribution = self._stage.site.distribution
         view = distribution.known(request.roots[SYSTEM_ROOT]) if request.policy.system == "packages" else None
         if view is None:
-            return []
+            return
         shown = {package.id for package in view.packages}
-        found: dict[str, Lacking] = {}
-        for path, id_ in distribution.owners(paths).items():
-            if id_ not in shown:
-                found.setdefault(id_, Lacking(path, id_))
-        return list(found.values())
+        owners = distribution.owners(list(seen.system_absent))
+        lacking: dict[str, Lacking] = {}
+        for path in seen.system_absent:
+            if path not in owners:
+                ways = [line.partition(": ")[2] for line in unpackaged(path, distribution)]
+                seen.outside += [Touched(path, {LOOKED}, hidden=True, line=way) for way in ways]
+            elif owners[path] not in shown:
+                lacking.setdefault(owners[path], Lacking(path, owners[path]))
+        seen.packages = list(lacking.values())
 
     def _resolve(self, path: str) -> Sequence[str]:
         """The links of the workspace on the way of a path, and where they lead."""

@@ -67,7 +67,10 @@ _NODE = (r"Cannot find (?:module|package) ['\"]((?:@[\w.-]+/)?[\w.-]+)",)
 _RUBY = (rf"cannot load such file -- ({_NAME})",)
 _R = (r"there is no package called ['‘]([\w.]+)['’]",)
 _TEX = (r"File [`‘']([\w.-]+\.(?:sty|cls|def|tex|fd))['’] not found",)
-_PATHS = (rf"(/(?:usr|etc|bin|lib|sbin)/{_NAME})['\"’]?: (?:No such file|not found|cannot open)",)
+_PATHS = (
+    rf"(/(?:usr|etc|bin|lib|sbin)/{_NAME})['\"’]?: (?:No such file|not found|cannot open)",
+    rf"Cannot find module ['\"](/(?:usr|lib)/{_NAME})['\"]",
+)
 
 
 def for_failure(text: str, distribution: Distribution, view: View) -> tuple[str, ...]:

@@ -133,6 +133,19 @@ def test_a_program_of_no_package_has_two_ways_out_and_both_lead_there(project: P
 
 
 @DEBIAN
+def test_a_file_of_no_package_that_is_looked_for_is_named(project: Project) -> None:
+    path = "/usr/local/lib/node_modules/npm/index.js"
+    project.write("../local/lib/node_modules/npm/index.js", "")
+    project.manifest(said(f"Error: Cannot find module '{path}'").replace("command", "[steps.a]\ncommand", 1))
+    ways = '[roots.local] path = "/usr/local", then roots = ["local"] in the step; or system = "host"'
+    told = project.run("build", program=local(project)).err
+    assert f"hint: {path} belongs to no package, so the step does not see it: {ways}" in told, told
+    project.manifest(f'[steps.a]\ncommand = "test ! -e {path}"\n')
+    seen = json.loads(project.run("observe", "a", "--json", program=local(project)).out)["steps"][0]
+    assert [(each["path"], each["line"]) for each in seen["outside"]] == [(path, ways)]
+
+
+@DEBIAN
 def test_a_tool_in_a_root_brings_what_it_is_run_by(project: Project) -> None:
     """A virtual environment's python is a link to the package's; a script says what runs it."""
     if not os.path.exists("/usr/bin/python3"):
