@@ -32,7 +32,7 @@ class Stream:
 
     def __init__(self, most: int) -> None:
         self.reader, self.writer = os.pipe()  # Closed on execution; the step's end must look like any other pipe.
-        os.set_blocking(self.reader, False)
+        self._blocks = True
         self._room = most
         self._kept: list[bytes] = []
         self.truncated = False
@@ -40,6 +40,9 @@ class Stream:
 
     def pull(self) -> bool:
         """Takes what is there. False when there is nothing now."""
+        if self._blocks:  # The step may have read it itself, by /proc, since we were told of it.
+            os.set_blocking(self.reader, False)
+            self._blocks = False
         try:
             chunk = os.read(self.reader, _CHUNK)
         except BlockingIOError:
@@ -56,7 +59,7 @@ class Stream:
         return True
 
     def drain(self) -> None:
-        while self.pull():
+        while self.open and self.pull():
             pass
 
     def kept(self) -> bytes:
@@ -89,12 +92,12 @@ class Tree:
         self.system_s = 0.0
         self.max_rss_kib = 0
 
-    def reap(self, flags: int) -> bool:
-        """One dead process. False when there is none (now, or at all)."""
+    def reap(self, flags: int) -> bool | None:
+        """One dead process. False when there is none now, None when there is no child at all."""
         try:
             pid, status, used = os.wait4(-1, flags)
         except ChildProcessError:
-            return False
+            return None
         if pid == 0:
             return False
         user_s, system_s, max_rss_kib = used.ru_utime, used.ru_stime, used.ru_maxrss
@@ -127,6 +130,11 @@ class Tree:
         """Nothing is left when this returns. A process cannot escape by forking: fork fails once KILL is pending."""
         while self.status is None:
             self.reap(0)
+        found: bool | None = True
+        while found:
+            found = self.reap(os.WNOHANG)
+        if found is None:  # Whoever loses his parent becomes a child of PID 1, so nobody else is here.
+            return
         self.signal(signal.SIGKILL)
         while self.reap(0):
             pass
@@ -188,8 +196,9 @@ class Watch:
             while True:
                 while self.channel.pending():
                     self._on_message(self.channel.receive()[0])
-                happened = [descriptor for descriptor, _ in poll.poll(self._patience_ms(deadline))]
+                happened = dict(poll.poll(self._patience_ms(deadline)))
                 if ended in happened or self.tree.status is not None:
+                    self._close_ended(happened)
                     return
                 self._on_time(deadline)
                 if not happened:
@@ -202,6 +211,12 @@ class Watch:
         finally:
             if ended >= 0:
                 os.close(ended)
+
+    def _close_ended(self, happened: dict[int, int]) -> None:
+        """Nothing is read from a stream that is empty and that nobody has open to write."""
+        for descriptor, stream in self.streams.items():
+            if happened.get(descriptor) == select.POLLHUP:
+                stream.open = False
 
     def _patience_ms(self, deadline: float | None) -> float:
         next_event = self._kill_at if self._kill_at is not None else deadline

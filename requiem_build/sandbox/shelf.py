@@ -119,15 +119,19 @@ def _write_all(top: str, files: list[tuple[str, bytes, int]], dates: tuple[int, 
                 folder, opened = above, os.open(f"{top}/{above}", _DIRECTORY)
             target = os.open(name, flags, mode, dir_fd=opened)
             try:
-                written = os.write(target, content)
-                while written < len(content):
-                    written += os.write(target, memoryview(content)[written:])
+                write_all(target, content)
                 os.utime(target, ns=dates)
             finally:
                 os.close(target)
     finally:
         if opened >= 0:
             os.close(opened)
+
+
+def write_all(target: int, content: bytes) -> None:
+    written = os.write(target, content)
+    while written < len(content):  # It was interrupted, or is larger than what one call writes.
+        written += os.write(target, memoryview(content)[written:])
 
 
 def _with_all_below(folder: str, *known: frozenset[str]) -> Iterator[str]:
