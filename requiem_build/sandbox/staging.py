@@ -85,7 +85,7 @@ class Staging:
         except OSError as error:
             refuse(program, error)
 
-    def used_by_command(self) -> tuple[float, float, int]:
+    def used_by_command(self) -> tuple[float, float, int] | None:
         """Of a step with a keeper: see `keeper.used_by_command`."""
         from . import keeper
 
