@@ -63,6 +63,15 @@ def test_a_deadline_is_kept_though_there_is_always_something_to_read():
     assert reply["stdout_truncated"]
 
 
+def test_reading_never_blocks_though_the_step_took_what_we_were_told_of():
+    stream = Stream(10)
+    os.write(stream.writer, b"xy")
+    assert stream.pull()
+    assert not os.get_blocking(stream.reader)
+    assert not stream.pull() and stream.open
+    stream.close()
+
+
 class Kept(Tree):
     """A keeper's, and without a namespace of its own."""
 
