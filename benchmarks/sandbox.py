@@ -236,7 +236,7 @@ def page(found: dict[str, list[tuple[float, ...]]], rounds: int) -> str:
 What one strict step of `/bin/true` costs, all walls up, next to `posix_spawn` of the same and to bubblewrap with the
 same profile and the same seccomp filter. Inputs are files of about 800 bytes in 50 directories, declared one by one,
 from a request to its stored result; `new` ones this store has never shown to a step, `same` ones the step before
-had too, the median of five. The machine was shared with other work: the plain spawn beside each time says how much.
+had too, the median of five. The plain spawn beside each time says how busy the machine was.
 
 Measured {time.strftime("%Y-%m-%d", time.gmtime())}, {rounds} rounds, on {machine()}:
 

@@ -234,6 +234,12 @@ class Surroundings:
         for name in self.passed(instance):
             env[name] = self.host_env[name]
         if instance.jobserver and sandbox != "none":
+            if JOBSERVER_VARIABLE in env:  # In a file, or by a pattern: what is named is refused before.
+                raise UsageError(
+                    f'step "{instance.name}" has a jobserver, which gives it {JOBSERVER_VARIABLE}, and is given that '
+                    "by its env_file or a pattern of its pass_env too",
+                    hint=f'take it out of the file, or put "!{JOBSERVER_VARIABLE}" into pass_env',
+                )
             env[JOBSERVER_VARIABLE] = JOBSERVER_FLAGS
         return env
 

@@ -149,13 +149,15 @@ def _keep(
     os._exit(os.WEXITSTATUS(status))
 
 
-def used_by_command(account: int) -> tuple[float, float, int]:
+def used_by_command(account: int) -> tuple[float, float, int] | None:
     """Seconds of processor time, the user's and the system's, and the largest resident size in KiB.
 
-    All zero if the keeper was killed before its command ended: then whoever waits for the command knows better.
+    None if the keeper was killed before it could say it.
     """
     said = os.pread(account, _USED.size, 0)
-    user_s, system_s, max_rss_kib = _USED.unpack(said) if len(said) == _USED.size else (0.0, 0.0, 0)
+    if len(said) < _USED.size:
+        return None
+    user_s, system_s, max_rss_kib = _USED.unpack(said)
     return user_s, system_s, max_rss_kib
 
 

@@ -15,8 +15,12 @@ from .wire import Channel
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
 if TYPE_CHECKING:
+    import resource
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
+
+    Used = tuple[float, float, int]
+    """Seconds of processor time, the user's and the system's, and the largest resident size in KiB."""
 
 GRACE_S = 2.0
 """Between TERM and KILL."""
@@ -32,7 +36,7 @@ class Stream:
 
     def __init__(self, most: int) -> None:
         self.reader, self.writer = os.pipe()  # Closed on execution; the step's end must look like any other pipe.
-        os.set_blocking(self.reader, False)
+        self._blocks = True
         self._room = most
         self._kept: list[bytes] = []
         self.truncated = False
@@ -40,6 +44,9 @@ class Stream:
 
     def pull(self) -> bool:
         """Takes what is there. False when there is nothing now."""
+        if self._blocks:  # The step may have read it itself, by /proc, since we were told of it.
+            os.set_blocking(self.reader, False)
+            self._blocks = False
         try:
             chunk = os.read(self.reader, _CHUNK)
         except BlockingIOError:
@@ -56,7 +63,7 @@ class Stream:
         return True
 
     def drain(self) -> None:
-        while self.pull():
+        while self.open and self.pull():
             pass
 
     def kept(self) -> bytes:
@@ -76,30 +83,35 @@ class Tree:
     """The processes of one step: everything in this pid namespace but ourselves.
 
     With `kept` the leader is no process of the step, but the keeper that started its command (`keeper.py`): what it
-    uses is not the step's, and `kept` says what the command used, when both have ended.
+    uses is not the step's, and `kept` says what the command used, when both have ended. A keeper that was killed says
+    nothing; whether it had waited for its command, or left that to us, was up to chance.
     """
 
-    def __init__(self, leader: int, *, kept: Callable[[], tuple[float, float, int]] | None = None) -> None:
+    def __init__(self, leader: int, *, kept: Callable[[], Used | None] | None = None) -> None:
         self.leader = leader
         self.keeper = 0 if kept is None else leader
         self._kept = kept
+        self._keeper_s = 0.0
         self.status: int | None = None
         self.killed = 0
         self.user_s = 0.0
         self.system_s = 0.0
         self.max_rss_kib = 0
 
-    def reap(self, flags: int) -> bool:
-        """One dead process. False when there is none (now, or at all)."""
+    def reap(self, flags: int) -> bool | None:
+        """One dead process. False when there is none now, None when there is no child at all."""
         try:
-            pid, status, used = os.wait4(-1, flags)
+            wanted = -1 if self._kept is None else self._next_ended(flags)
+            if wanted == 0:
+                return False
+            pid, status, used = os.wait4(wanted, flags)
         except ChildProcessError:
-            return False
+            return None
         if pid == 0:
             return False
         user_s, system_s, max_rss_kib = used.ru_utime, used.ru_stime, used.ru_maxrss
         if self._kept is not None and pid == self.keeper:
-            user_s, system_s, max_rss_kib = self._kept()
+            user_s, system_s, max_rss_kib = self._kept() or _without(used, self._keeper_s)
         self.user_s += user_s
         self.system_s += system_s
         self.max_rss_kib = max(self.max_rss_kib, max_rss_kib)
@@ -108,6 +120,15 @@ class Tree:
         elif self.status is not None and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             self.killed += 1
         return True
+
+    def _next_ended(self, flags: int) -> int:
+        """The pid of a dead child, or 0 if there is none now. Of a keeper it is noted what it used itself."""
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | flags)
+        if ended is None:
+            return 0
+        if ended.si_pid == self.keeper:
+            self._keeper_s = _used_by_itself(self.keeper)
+        return ended.si_pid
 
     def reap_dead(self) -> None:
         while self.reap(os.WNOHANG):
@@ -127,6 +148,11 @@ class Tree:
         """Nothing is left when this returns. A process cannot escape by forking: fork fails once KILL is pending."""
         while self.status is None:
             self.reap(0)
+        found: bool | None = True
+        while found:
+            found = self.reap(os.WNOHANG)
+        if found is None:  # Whoever loses his parent becomes a child of PID 1, so nobody else is here.
+            return
         self.signal(signal.SIGKILL)
         while self.reap(0):
             pass
@@ -188,8 +214,9 @@ class Watch:
             while True:
                 while self.channel.pending():
                     self._on_message(self.channel.receive()[0])
-                happened = [descriptor for descriptor, _ in poll.poll(self._patience_ms(deadline))]
+                happened = dict(poll.poll(self._patience_ms(deadline)))
                 if ended in happened or self.tree.status is not None:
+                    self._close_ended(happened)
                     return
                 self._on_time(deadline)
                 if not happened:
@@ -202,6 +229,12 @@ class Watch:
         finally:
             if ended >= 0:
                 os.close(ended)
+
+    def _close_ended(self, happened: dict[int, int]) -> None:
+        """Nothing is read from a stream that is empty and that nobody has open to write."""
+        for descriptor, stream in self.streams.items():
+            if happened.get(descriptor) == select.POLLHUP:
+                stream.open = False
 
     def _patience_ms(self, deadline: float | None) -> float:
         next_event = self._kill_at if self._kill_at is not None else deadline
@@ -237,6 +270,18 @@ class Watch:
         self.tree.signal(signal.SIGTERM)
         self.tree.signal(signal.SIGCONT)  # A stopped process could not act on TERM.
         self._kill_at = now + GRACE_S
+
+
+def _used_by_itself(pid: int) -> float:
+    """Seconds of processor time of a process that has ended and was not waited for, without those of its children."""
+    return time.clock_gettime(~pid << 3 | 2)  # Its clock: see clock_getcpuclockid(3).
+
+
+def _without(used: resource.struct_rusage, own_s: float) -> Used:
+    """What is left of it for the children: how much the user's, is by their shares; of their size nothing is known."""
+    total_s = used.ru_utime + used.ru_stime
+    part = max(0.0, total_s - own_s) / total_s if total_s else 0.0
+    return used.ru_utime * part, used.ru_stime * part, 0
 
 
 def _open_process(pid: int) -> int:

@@ -69,7 +69,7 @@ class Serving:
             watch = Watch(self.channel, job["number"], tree, streams, job["ceilings"])
             reply = watch.follow(job["timeout_ms"])
             reply["changed"] = staging.changed()
-            reply["tmp_full"] = is_full(staging.tmp) or is_full(staging.shared)
+            reply["tmp_full"] = reply["status"] != 0 and (is_full(staging.tmp) or is_full(staging.shared))
             self.channel.send(("ended", reply), staging.workspace)
         finally:
             for stream in streams:

@@ -13,7 +13,7 @@ import stat
 
 from . import syscalls
 from .boot import Boot
-from .shelf import Shelf
+from .shelf import Shelf, write_all
 from .starting import find_program, refuse, start_command
 
 TYPE_CHECKING = False  # The module of that name costs a worker several milliseconds at its start.
@@ -27,6 +27,7 @@ FIRST_PID = 10
 _WORKSPACE = "/workspace/"
 _TMP = "/tmp/"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 Stamp = tuple[int, int, int, int, int]
 
@@ -38,8 +39,10 @@ def _stamp(seen: os.stat_result) -> Stamp:
 class Staging:
     """A step's inputs in its workspace: the operations that write them, each named as in `view.py`, and the check."""
 
-    def __init__(self, boot: Boot) -> None:
+    def __init__(self, boot: Boot, here: str = "") -> None:
+        """`here` is where the worker stands, if it is known."""
         self.boot = boot
+        self.here = here
         self.applying: tuple[Any, ...] = ()
         self.stamps: dict[str, Stamp] = {}
         self.places: dict[str, int] = {}
@@ -60,7 +63,8 @@ class Staging:
 
     def spawn(self, job: dict[str, Any], out: int, err: int, confine: Callable[[], None] | None = None) -> None:
         """Starts the command, after `confine` has given up what it must not have. Raises Refusal."""
-        os.chdir(job["cwd"])
+        if job["cwd"] != self.here:
+            os.chdir(job["cwd"])
         if self.boot.last_pid >= 0:
             os.pwrite(self.boot.last_pid, b"%d" % (self.first_pid - 1), 0)
         if confine is not None:
@@ -81,7 +85,7 @@ class Staging:
         except OSError as error:
             refuse(program, error)
 
-    def used_by_command(self) -> tuple[float, float, int]:
+    def used_by_command(self) -> tuple[float, float, int] | None:
         """Of a step with a keeper: see `keeper.used_by_command`."""
         from . import keeper
 
@@ -92,11 +96,9 @@ class Staging:
         self.places[path] = os.lstat(path).st_ino
 
     def write(self, path: str, content: bytes, mode: int, mtime_ns: int) -> None:
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        target = os.open(path, _NEW_FILE, mode)
         try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(target, rest) :]
+            write_all(target, content)
             os.utime(target, ns=(mtime_ns, mtime_ns))
             self.stamps[path] = _stamp(os.fstat(target))
         finally:
@@ -114,9 +116,7 @@ class Staging:
     def stdin_bytes(self, content: bytes) -> None:
         memory = os.memfd_create("stdin", os.MFD_CLOEXEC)
         try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(memory, rest) :]
+            write_all(memory, content)
             self.stdin = os.open(f"/proc/self/fd/{memory}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(memory)
@@ -267,7 +267,7 @@ class Preparation(Staging):
 
     def _copy(self, source: str, path: str, mode: int, mtime_ns: int) -> None:
         origin = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        target = os.open(path, _NEW_FILE, mode)
         try:
             while os.sendfile(target, origin, None, 1 << 30):
                 pass
@@ -334,8 +334,7 @@ class Preparation(Staging):
 
 
 def _touch(path: str, directory: int | None = None) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    os.close(os.open(path, flags, 0o444, dir_fd=directory))
+    os.close(os.open(path, _NEW_FILE, 0o444, dir_fd=directory))
 
 
 def _make(path: str, directory: bool, inside: int | None) -> None:

@@ -21,6 +21,10 @@ _OF_THE_HOST = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """What is no fault of a command that could not be started."""
 
 
+_ABSENT = "was not found"
+
+_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
 SLOTS = 3
 """The descriptor by which a step finds the job slots that it is lent: JOBSERVER_DESCRIPTOR, as its MAKEFLAGS say."""
 
@@ -38,27 +42,35 @@ def cause(error: BaseException) -> tuple[int, str]:
 
 
 def find_program(name: str, search: str | None) -> str:
-    """As execvp(3) would, inside the view. Raises Refusal with the reason for a person."""
+    """As execvp(3) would, inside the view. Raises Refusal with the reason for a person.
+
+    A path is not looked at: if it cannot be executed, the kernel will say so, and `refuse` why.
+    """
     if not name:
         raise Refusal("the command is empty")
-    if "/" in name:
-        candidates = [name]
-        where = ""
-    else:
-        path = "/bin:/usr/bin" if search is None else search
-        candidates = [f"{directory or '.'}/{name}" for directory in path.split(":")]
-        where = f" in PATH ({path})"
+    if "/" in name and "\0" not in name:
+        return name
+    path = "/bin:/usr/bin" if search is None else search
     unusable = None
-    for candidate in candidates:
-        try:
-            mode = os.stat(candidate).st_mode
-        except (OSError, ValueError):
-            continue
-        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
+    for directory in path.split(":"):
+        candidate = f"{directory or '.'}/{name}"
+        kind = _why_unusable(candidate)
+        if kind is None:
             return candidate
-        kind = "a directory" if stat.S_ISDIR(mode) else "not executable" if stat.S_ISREG(mode) else "not a program"
-        unusable = unusable or f'"{candidate}" is {kind}'
-    raise Refusal(unusable or f'"{name}" was not found{where}')
+        if kind != _ABSENT:
+            unusable = unusable or f'"{candidate}" {kind}'
+    raise Refusal(unusable or f'"{name}" {_ABSENT} in PATH ({path})')
+
+
+def _why_unusable(path: str) -> str | None:
+    """What is said of it; None of a program."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return _ABSENT
+    if stat.S_ISREG(mode):
+        return None if mode & 0o111 == 0o111 or os.access(path, os.X_OK) else "is not executable"
+    return "is a directory" if stat.S_ISDIR(mode) else "is not a program"
 
 
 def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
@@ -80,7 +92,7 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
                 file_actions=actions,
                 setsid=True,
                 setsigmask=(),
-                setsigdef=(signal.SIGPIPE,),  # The only one that a worker may ignore.
+                setsigdef=_SIGNALS,  # Those not named are asked for, one by one.
             )
         except NotImplementedError:  # A C library that cannot make a session there: older releases of macOS.
             return _fork_and_execute(program, job, stdin, out, err)
@@ -94,7 +106,8 @@ def refuse(program: str, error: OSError) -> NoReturn:
     """Raises Refusal, or the error itself where it is no fault of the command."""
     if error.errno in _OF_THE_HOST:
         raise error
-    raise Refusal(_why_not_started(program, error)) from error
+    kind = _why_unusable(program)
+    raise Refusal(_why_not_started(program, error) if kind is None else f'"{program}" {kind}') from error
 
 
 def _why_not_started(program: str, error: OSError) -> str:

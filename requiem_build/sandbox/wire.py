@@ -43,32 +43,33 @@ class Channel:
         try:
             if descriptor is not None:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _DESCRIPTOR.pack(descriptor))]
-                sent = self._socket.sendmsg([whole[: _HEAD.size]], rights)  # Eight bytes are never split.
+                sent = self._socket.sendmsg([whole], rights)
                 whole = whole[sent:]
-            self._socket.sendall(whole)
+            if whole:
+                self._socket.sendall(whole)
         except OSError as error:
             raise EOFError from error
 
     def receive(self) -> tuple[Any, int]:
         """A message and the descriptor that came with it, or -1."""
-        pieces = [self._rest]
-        size = len(self._rest)
-        descriptor = -1
+        whole, descriptor = self._rest, -1
         try:
-            while size < _HEAD.size:
+            while len(whole) < _HEAD.size:
                 piece, found = self._some()
-                pieces.append(piece)
-                size += len(piece)
+                whole += piece
                 descriptor = max(descriptor, found)
-            wanted = _HEAD.size + _HEAD.unpack_from(b"".join(pieces))[0]
-            while size < wanted:
-                piece, found = self._some()
-                pieces.append(piece)
-                size += len(piece)
-                descriptor = max(descriptor, found)
+            wanted = _HEAD.size + _HEAD.unpack_from(whole)[0]
+            size = len(whole)
+            if size < wanted:
+                pieces = [whole]
+                while size < wanted:
+                    piece, found = self._some()
+                    pieces.append(piece)
+                    size += len(piece)
+                    descriptor = max(descriptor, found)
+                whole = b"".join(pieces)
         except OSError as error:
             raise EOFError from error
-        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._rest = whole[wanted:]
         return marshal.loads(whole[_HEAD.size : wanted]), descriptor
 

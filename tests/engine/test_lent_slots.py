@@ -151,6 +151,24 @@ def test_another_makeflags_is_refused(project: Project) -> None:
     assert "MAKEFLAGS" in project.refuse("build").err
 
 
+@pytest.mark.parametrize("given", ['env_file = ["flags"]', 'pass_env = ["MAKE*"]'])
+def test_another_makeflags_is_refused_though_nobody_named_it(project: Project, given: str) -> None:
+    project.write("flags", "MAKEFLAGS=-k\n")
+    project.manifest(f'[steps.a]\ncommand = ["make", "--version"]\n{given}\njobserver = true\n')
+    refused = project.run("build", env={"MAKEFLAGS": "-k"})
+    assert refused.code == 2 and 'step "a"' in refused.err and "MAKEFLAGS" in refused.err, refused.err
+    project.manifest(f'[steps.a]\ncommand = ["make", "--version"]\n{given}\n')
+    assert project.run("build", env={"MAKEFLAGS": "-k"}).code == 0
+
+
+def test_a_pattern_that_leaves_makeflags_out_goes_with_a_jobserver(project: Project) -> None:
+    project.manifest(
+        '[steps.a]\ncommand = ["make", "--version"]\njobserver = true\npass_env = ["MAKE*", "!MAKEFLAGS"]\n'
+    )
+    ran = project.run("build", env={"MAKEFLAGS": "-k"})
+    assert ran.code == 0, ran.err
+
+
 def test_workers_open_the_slots_where_makeflags_say() -> None:
     """They import nothing of the core, so the number stands in two places."""
     assert starting.SLOTS == JOBSERVER_DESCRIPTOR

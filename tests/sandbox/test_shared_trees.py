@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from requiem_build.core.errors import EnvironmentFault
 from requiem_build.core.policy import INPUT_MTIME_S
 from requiem_build.sandbox.base import Job, Staged
 from requiem_build.sandbox.linux import StrictSandbox
+from requiem_build.sandbox.shelf import TWO_FROM
 from requiem_build.sandbox.trees import INPUTS_MIN, TREES_MAX, Trees
 
 COUNT = 200
@@ -39,9 +43,10 @@ def numbers(sandbox: StrictSandbox) -> list[int]:
 
 
 @pytest.mark.userns
-def test_a_shared_tree_looks_like_any_other_inputs(boxes, run_in):
+@pytest.mark.parametrize("count", [COUNT, 2 * TWO_FROM + 1])
+def test_a_shared_tree_looks_like_any_other_inputs(count, boxes, run_in):
     shares, alone = boxes
-    staged = many()
+    staged = many(count)
     seen = [run_in(box, "bash", "-c", SURVEY, staged=staged, directories=["out"]) for box in (shares, shares, alone)]
     assert len(numbers(shares)) >= 1
     assert {step.finished.changed for step in seen} == {()}
@@ -125,6 +130,17 @@ def test_a_tree_that_cannot_be_made_is_a_fault_and_no_half_tree(boxes, run_in, m
     step = run_in(shares, "bash", "-c", "cat src/3/3.c", staged=many(text="after"))
     assert step.out == "3 after"
     assert shares._fresh is not worker
+
+
+@pytest.mark.userns
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one process writes it all")
+def test_what_the_process_beside_cannot_write_is_a_fault(boxes, run_in):
+    shares, _ = boxes
+    too_long = Staged("zz/" + "x" * 300, data=b"x")
+    with pytest.raises(EnvironmentFault) as told:
+        run_in(shares, "true", staged=[*many(2 * TWO_FROM), too_long])
+    assert "ENAMETOOLONG" in str(told.value.facts)
+    assert run_in(shares, "bash", "-c", "cat src/3/3.c", staged=many(text="after")).out == "3 after"
 
 
 # The choice

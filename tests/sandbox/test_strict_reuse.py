@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 import pytest
 
-from requiem_build.sandbox import reused
+from requiem_build.sandbox import attendant, reused
 from requiem_build.sandbox.base import Job, Staged
 from requiem_build.sandbox.linux import StrictSandbox
 
@@ -14,17 +15,26 @@ pytestmark = pytest.mark.userns
 
 LOOK = (
     "stat -c '%n %a %u' /dev/pts /dev/pts/ptmx; script -qec 'tty' /dev/null; ls -laR --time-style=full-iso /workspace /tmp /dev/shm | grep -v '^total'; cat /proc/sysvipc/*; "
-    "getfattr -d -m - /workspace /tmp /dev/shm 2>/dev/null; lsattr -d /workspace /tmp /dev/shm 2>/dev/null; "
+    "getfattr -d -m - /workspace /tmp /tmp/home /dev/shm 2>/dev/null; "
+    "lsattr -d /workspace /tmp /tmp/home /dev/shm 2>/dev/null; "
     "ulimit -a; umask; pwd; cat /proc/net/tcp /proc/net/unix | wc -l; "
     "cat /proc/net/dev /proc/net/ip6_flowlabel; kill -0 1; echo $?; echo /proc/[0-9]*; nice; taskset -p $$"
 )
 
 
-@pytest.fixture(scope="module")
-def one_worker():
-    """One sandbox, and what a first step sees in it."""
-    with StrictSandbox() as sandbox:
-        yield sandbox
+IMPORT = "from walls.{module} import main"
+
+
+@pytest.fixture(scope="module", params=["dates tell", "dates tell nothing"])
+def one_worker(request):
+    """One sandbox; the second as on kernels before Linux 6.13."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "dates tell nothing":
+            older = f"from walls import reused; reused._ctime_tells = lambda _: False\n{IMPORT}"
+            assert IMPORT in attendant._START
+            patch.setattr(attendant, "_START", attendant._START.replace(IMPORT, older))
+        with StrictSandbox() as sandbox:
+            yield sandbox
 
 
 @pytest.fixture
@@ -32,7 +42,28 @@ def look(run_in, one_worker):
     return lambda: run_in(one_worker, "bash", "-c", LOOK, staged=[Staged("in/a", data=b"a")]).out
 
 
+AS_BEFORE = (
+    "import os\n"
+    "def dated(path, change):\n"
+    "    seen = os.stat(path)\n"
+    "    change(path)\n"
+    "    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))\n"
+)
+"""What looks, but for its ctime, as if nothing had happened."""
+
 PYTHON_ATTEMPTS = {
+    "an attribute of the home": AS_BEFORE + "dated('/tmp/home', lambda path: os.setxattr(path, 'user.left', b'here'))",
+    "an attribute of the shared memory": (
+        AS_BEFORE + "dated('/dev/shm', lambda path: os.setxattr(path, 'user.left', b'here'))"
+    ),
+    "a flag of the home": (
+        AS_BEFORE + "import fcntl\n"
+        "dated('/tmp/home', lambda path: fcntl.ioctl(os.open(path, 0), 0x40086602, b'\\x40' + bytes(7)))"
+    ),
+    "rights for what will be made in the shared memory": (
+        AS_BEFORE + "dated('/dev/shm', lambda path: os.setxattr(path, 'system.posix_acl_default', bytes.fromhex("
+        "'0200000001000700ffffffff04000500ffffffff20000500ffffffff')))"
+    ),
     "shared memory of System V": "import ctypes; ctypes.CDLL(None).shmget(42, 4096, 0o1666)",
     "semaphores of System V": "import ctypes; ctypes.CDLL(None).semget(42, 1, 0o1666)",
     "a queue of System V": "import ctypes; ctypes.CDLL(None).msgget(42, 0o1666)",
@@ -54,6 +85,16 @@ PYTHON_ATTEMPTS = {
     "a list of rights": (
         "import os; os.setxattr('/tmp', 'system.posix_acl_default', bytes.fromhex("
         "'0200000001000700ffffffff04000500ffffffff20000500ffffffff'))"
+    ),
+    "a mode, its date as before": AS_BEFORE
+    + "for path in ('/tmp', '/tmp/home', '/dev/shm'): dated(path, lambda path: os.chmod(path, 0o711))",
+    "a file, the directory's date as before": (
+        AS_BEFORE
+        + "for path in ('/tmp', '/tmp/home', '/dev/shm'): dated(path, lambda path: open(path + '/left', 'w').close())"
+    ),
+    "another home, all dates as before": (
+        AS_BEFORE + "dated('/tmp', lambda path: (os.rename('/tmp/home', '/tmp/old'), os.mkdir('/tmp/home', 0o755), "
+        "os.utime('/tmp/home', ns=(0, 0)), os.rmdir('/tmp/old')))"
     ),
     "the limits of the worker": (
         "import ctypes, struct; ctypes.CDLL(None).prlimit(1, 7, struct.pack('QQ', 16, 16), None)"
@@ -96,14 +137,33 @@ def test_the_next_step_cannot_tell_what_the_last_one_did(name, look, run_in, one
 
 def test_what_cannot_be_taken_back_costs_the_worker_its_life(run_in, one_worker, python):
     """The positive control of the test above: each of these is really done, and really found."""
-    for name in list(PYTHON_ATTEMPTS)[:9]:
+    for name in list(PYTHON_ATTEMPTS)[: list(PYTHON_ATTEMPTS).index("a connection") + 1]:
         before = one_worker._reused
         step = run_in(one_worker, python, "-I", "-S", "-c", PYTHON_ATTEMPTS[name])
         if step.finished.exit_code:
-            assert name == "an attribute of the workspace", step.err  # Not every kernel lets a tmpfs have one.
+            assert name.startswith("an attribute of"), step.err  # Not every kernel lets a tmpfs have one.
             continue
         run_in(one_worker, "true")
         assert one_worker._reused is not before, name
+
+
+def test_what_is_known_of_a_place_by_its_dates_alone():
+    folder = tempfile.mkdtemp(dir="/dev/shm")
+    place = reused.Place(folder, 10**18)
+    if not place.ctime_tells:
+        pytest.skip("this kernel counts dates in ticks")
+    settled_ns = os.stat(folder).st_ctime_ns
+    assert not place.is_untouched(settled_ns)  # What came in the same tick might have the same date.
+    assert place.is_untouched(settled_ns + 1)
+    seen = os.stat(folder)
+    os.chmod(folder, 0o711)
+    os.chmod(folder, 0o700)
+    os.utime(folder, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert not place.is_untouched(settled_ns + 1)
+    place.settle()
+    assert place.is_untouched(os.stat(folder).st_ctime_ns + 1)
+    place.close()
+    os.rmdir(folder)
 
 
 def test_what_can_be_taken_back_does_not(run_in, one_worker):
