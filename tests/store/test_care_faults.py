@@ -155,7 +155,7 @@ def test_killed_or_refused_at_each_system_call(
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(template, root, symlinks=True)
         return root, run_python(
-            program, str(root), under=(strace, "-f", "--seccomp-bpf", "-qq", "-o", str(log), *options)
+            program, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options)
         )
 
     _, whole = run("-e", f"trace={','.join(CALLS)}")

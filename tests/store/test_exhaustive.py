@@ -162,7 +162,7 @@ def test_c15_a_fault_at_each_call_leaves_no_half(
     def run(number: int, *options: str):
         root = tmp_path / f"run{number}" / "cas"
         prepare(root, action)
-        return root, run_python(text, str(root), under=(strace, "-f", "--seccomp-bpf", "-qq", "-o", str(log), *options))
+        return root, run_python(text, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options))
 
     calls = calls_of(fault)
     root, whole = run(0, "-e", f"trace={','.join(calls)}")
@@ -205,7 +205,7 @@ def build_under(base: Path, log: Path, *options: str) -> tuple[Project, Ran]:
     project = Project(base)
     project.write("in.txt", "hello\n")
     project.manifest(MANIFEST)
-    under = ("strace", "-f", "--seccomp-bpf", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
+    under = ("strace", "-f", "-qq", "-o", str(log), *options, sys.executable, "-m", "requiem_build")
     return project, project.run("build", "--mode", "repro", program=under, timeout_s=1000 if EXHAUSTIVE else 100)
 
 

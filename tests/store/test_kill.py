@@ -126,7 +126,7 @@ def test_c15_killed_at_each_system_call(
         root = tmp_path / f"run{number}" / "cas"
         root.parent.mkdir()
         return root, run_python(
-            program, str(root), under=(strace, "-f", "--seccomp-bpf", "-qq", "-o", str(log), *options)
+            program, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options)
         )
 
     _, whole = run(0, "-e", f"trace={','.join(CALLS)}")
