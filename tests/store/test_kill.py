@@ -125,9 +125,7 @@ def test_c15_killed_at_each_system_call(
     def run(number: int, *options: str):
         root = tmp_path / f"run{number}" / "cas"
         root.parent.mkdir()
-        return root, run_python(
-            program, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options)
-        )
+        return root, run_python(program, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options))
 
     _, whole = run(0, "-e", f"trace={','.join(CALLS)}")
     assert whole.stdout == "done\n", whole.stderr
