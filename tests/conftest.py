@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,25 +20,58 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 VECTORS = Path(os.environ.get("REQUIEM_VECTORS", ROOT.parent / "shared" / "vectors"))
 
 
+def _judge_iris_on_demand() -> None:
+    """`jsonschema` imports a package that takes seconds to build its grammars, and hardly any schema asks for an IRI."""
+    name = "rfc3987_syntax"
+
+    def is_valid_syntax(term: str, value: str) -> bool:
+        import importlib
+
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
+        return bool(importlib.import_module(name).is_valid_syntax(term, value))
+
+    stand_in = types.ModuleType(name)
+    stand_in.is_valid_syntax = is_valid_syntax  # type: ignore[attr-defined]
+    sys.modules.setdefault(name, stand_in)
+
+
+_judge_iris_on_demand()
+
 ONCE = (
     *("differences/", "formats/", "manifest/", "plan/", "test_architecture.py", "test_fields.py"),
     *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "exhaustive")),
     *(f"store/test_{name}.py" for name in ("kill", "many", "migrate", "model", "packs", "records", "runs", "seals")),
-    *(f"engine/test_{name}.py" for name in ("attest", "forgeries", "frontier", "mutations", "packing", "policy")),
-    *(f"engine/test_{name}.py" for name in ("replay", "reproduce", "signed_verdicts", "trust")),
-    *(f"cli/test_{name}.py" for name in ("hash", "list", "schemas", "trust_schemas", "why")),
+    *(f"engine/test_{name}.py" for name in ("admission", "attest", "discovered", "forgeries", "frontier", "hints")),
+    *(f"engine/test_{name}.py" for name in ("lent_slots", "many_builds", "memory", "mutations", "packing", "policy")),
+    *(f"engine/test_{name}.py" for name in ("replay", "reproduce", "signed_verdicts", "touched", "trust")),
+    *(f"cli/test_{name}.py" for name in ("hash", "list", "names", "schemas", "trust_schemas", "why")),
     *("executors/test_discovery.py", "observing/test_edits.py", "observing/test_strace.py"),
     *("sandbox/test_ending.py", "sandbox/test_seccomp_filter.py", "sandbox/test_other_systems.py"),
 )
 """What is marked `once`: values and formats, planning, loops of faults over a store of one's own, what is read out of
-records and journals. None of it asks who runs it; whether a step may do something, and who owns what, do."""
+records and journals, which steps are looked at, when they are begun and by how many. None of it asks who runs it;
+whether a step may do something, and who owns what, do."""
+SLOW = (
+    *(
+        "engine/test_reproduce.py",
+        "engine/test_replay.py",
+        "store/test_exhaustive.py",
+        "examples/",
+        "plan/test_scale.py",
+    ),
+    *("engine/test_touched.py", "test_docs.py", "store/test_care_model.py", "store/test_model.py"),
+)
+"""What holds tests that take long: these begin first, so that no worker has one left when the others have ended."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.path.relative_to(ROOT / "tests").as_posix().startswith(ONCE):
+    places = {item: item.path.relative_to(ROOT / "tests").as_posix() for item in items}
+    for item, place in places.items():
+        if place.startswith(ONCE):
             item.add_marker(pytest.mark.once)
+    items.sort(key=lambda item: not places[item].startswith(SLOW))
 
 
 def can_unshare() -> bool:

@@ -38,12 +38,15 @@ def would_do(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 
 def run(
-    arguments: Sequence[str], cwd: str, environment: Mapping[str, str], timeout_s: float
+    arguments: Sequence[str], cwd: str, environment: Mapping[str, str], timeout_s: float, read_only: str = ""
 ) -> tuple[int, bytes, bytes]:
-    """Exit code (negative: by that signal), stdout and stderr. Raises TimeoutExpired, when it has been killed."""
+    """Exit code (negative: by that signal), stdout and stderr. Raises TimeoutExpired, when it has been killed.
+
+    `read_only`: a directory that for this command lies on a file system that cannot be written (as root).
+    """
     mask = os.umask(0)
     os.umask(mask)
-    words = json.dumps([["requiem", *arguments], cwd, dict(environment), mask]).encode()
+    words = json.dumps([["requiem", *arguments], cwd, dict(environment), mask, read_only]).encode()
     assert len(words) <= MESSAGE_MAX
     pipes = [os.pipe() for _ in range(3)]
     try:
@@ -151,12 +154,14 @@ def become(words: bytes, out: int, err: int) -> None:
     import threading
     import traceback
 
-    argv, cwd, environment, mask = json.loads(words)
+    argv, cwd, environment, mask, read_only = json.loads(words)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((nothing, out, err)):
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.umask(mask)
+    if read_only:
+        close(read_only)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -175,6 +180,23 @@ def become(words: bytes, out: int, err: int) -> None:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def close(directory: str) -> None:
+    """As `unshare -m`, `mount --bind` and `mount -o remount,bind,ro` do. Raises OSError."""
+    import ctypes
+
+    libc, name = ctypes.CDLL(None, use_errno=True), os.fsencode(directory)
+    new_namespace, read_only, remount, bind, private = 0x20000, 1, 32, 4096, 0x44000
+    calls = (
+        lambda: libc.unshare(new_namespace),
+        lambda: libc.mount(None, b"/", None, ctypes.c_ulong(private), None),
+        lambda: libc.mount(name, name, None, ctypes.c_ulong(bind), None),
+        lambda: libc.mount(None, name, None, ctypes.c_ulong(remount | bind | read_only), None),
+    )
+    for call in calls:
+        if call() != 0:
+            raise OSError(ctypes.get_errno(), directory)
 
 
 if __name__ == "__main__":

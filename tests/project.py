@@ -17,6 +17,7 @@ import forked
 
 REQUIEM = (sys.executable, "-m", "requiem_build")
 SOURCE = Path(__file__).resolve().parent.parent
+READ_ONLY_MOUNT = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
 CACHE = Path(tempfile.gettempdir()) / f"requiem-test-cache-{os.getuid()}"
 """Facts of this machine, which all projects share: hashing /usr/local once is enough for all tests."""
 
@@ -86,6 +87,9 @@ class Project:
         }
 
     def start(self, *arguments: str, env: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
+        """Options are those of Popen, `program`, and as root `read_only`, a directory that cannot be written."""
+        if read_only := options.pop("read_only", ""):
+            options["program"] = ("unshare", "-m", "sh", "-c", READ_ONLY_MOUNT, read_only, *REQUIEM)
         return subprocess.Popen(
             [*options.pop("program", REQUIEM), *arguments],
             cwd=options.pop("cwd", self.root),
@@ -98,8 +102,9 @@ class Project:
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None, timeout_s: float = 100, **options: Any) -> Ran:
         environment = self.environment(env)
-        if options.keys() <= {"cwd"} and forked.would_do(arguments, environment):
-            code, told, said = forked.run(arguments, str(options.get("cwd", self.root)), environment, timeout_s)
+        if options.keys() <= {"cwd", "read_only"} and forked.would_do(arguments, environment):
+            cwd, read_only = str(options.get("cwd", self.root)), options.get("read_only", "")
+            code, told, said = forked.run(arguments, cwd, environment, timeout_s, read_only)
             return Ran(code, told.decode(), said.decode())
         with self.start(*arguments, env=env, **options) as process:
             out, err = process.communicate(timeout=timeout_s)

@@ -259,7 +259,7 @@ class Observer:
                 return None
             return _kind(path if path.startswith("/") else self._full(path))
 
-        seen = judge(part.instance.name, told.accesses, declared, stands, self._resolve)
+        seen = judge(part.instance.name, told.accesses, declared, stands, Links(self._root).resolve)
         if part.instance.stdin is not None:
             seen.used.add(part.instance.stdin.path)
             seen.unused = [path for path in seen.unused if path != part.instance.stdin.path]
@@ -295,23 +295,6 @@ class Observer:
                 lacking.setdefault(owners[path], Lacking(path, owners[path]))
         seen.packages = list(lacking.values())
 
-    def _resolve(self, path: str) -> Sequence[str]:
-        """The links of the workspace on the way of a path, and where they lead."""
-        found: list[str] = []
-        at = path
-        for _ in range(40):
-            link = next((part for part in _ways(at) if os.path.islink(self._full(part))), None)
-            if link is None:
-                return [*found, at] if at and not at.startswith("..") else found
-            found.append(link)
-            target = os.readlink(self._full(link))
-            if target.startswith("/"):
-                return found
-            at = posixpath.normpath(posixpath.join(posixpath.dirname(link), target) + at[len(link) :])
-            if at.startswith(".."):
-                return found
-        return found
-
     def _line(self, instance: Instance, touched: Touched) -> str:
         for root in touched.path.split("/"):
             if root in SHOWN:
@@ -320,6 +303,44 @@ class Observer:
             if root in _VERSIONS:
                 return "no step sees version control: pass what it needs as a variable or a file"
         return inputs_line(touched.path, instance.step)
+
+
+class Links:
+    """Where paths of a workspace lead. What was looked at once is not looked at again, however deep paths are."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._straight: set[str] = set()
+        """Paths that are no link, and behind none."""
+
+    def resolve(self, path: str) -> Sequence[str]:
+        """The links of the workspace on the way of a path, and where they lead."""
+        found: list[str] = []
+        at = path
+        for _ in range(40):
+            link = self._first(at)
+            if link is None:
+                return [*found, at] if at and not at.startswith("..") else found
+            found.append(link)
+            target = os.readlink(os.path.join(self._root, link))
+            if target.startswith("/"):
+                return found
+            at = posixpath.normpath(posixpath.join(posixpath.dirname(link), target) + at[len(link) :])
+            if at.startswith(".."):
+                return found
+        return found
+
+    def _first(self, path: str) -> str | None:
+        """The first link on the way."""
+        unknown: list[str] = []
+        while path and path not in self._straight:
+            unknown.append(path)
+            path = path.rpartition("/")[0]
+        for each in reversed(unknown):
+            if os.path.islink(os.path.join(self._root, each)):
+                return each
+            self._straight.add(each)
+        return None
 
 
 def _is_text(path: str) -> bool:

@@ -49,6 +49,8 @@ class Outbox:
         self._failure: RequiemError | None = None
         self._news: list[Kept] = []
         self._pause_s = BATCH_S
+        self._early = False
+        """Whether anything was published since the last flush: what was put after that is not yet on the disk."""
 
     def add(
         self,
@@ -87,13 +89,14 @@ class Outbox:
     def flush(self) -> list[Kept]:
         """Publishes all that waits. Returns the first results of requests that others answered otherwise meanwhile.
 
+        With durability `batch` everything that this run put is on the disk then, the run's own journal too.
         Raises EnvironmentFault if anything of this run could not be remembered: then its objects have no record.
         """
         self._hurry.set()
         timer = self._timer
         if timer is not None:
             timer.join()
-        self._send()
+        self._send(last=True)
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -104,14 +107,15 @@ class Outbox:
         self._hurry.wait(self._pause_s)
         with self._lock:
             self._timer = None
-        self._send()
+        self._send(last=self._hurry.is_set())  # Then it is the flush's own.
 
-    def _send(self) -> None:
+    def _send(self, *, last: bool = False) -> None:
         with self._sending:
             with self._lock:
                 batch, self._waiting = self._waiting, []
             try:
-                self._publish(batch)
+                self._publish(batch, sync=bool(batch) or (last and self._early))
+                self._early = not last and (self._early or bool(batch))
             except RequiemError as error:  # Never tried again: a sync that failed once says nothing when it succeeds.
                 self._failure = self._failure or error
             finally:
@@ -119,12 +123,10 @@ class Outbox:
                     if one.written is not None:
                         self._records.discard(one.written)
 
-    def _publish(self, batch: list[_Waiting]) -> None:
-        if not batch:
-            return
+    def _publish(self, batch: list[_Waiting], *, sync: bool) -> None:
         for one in batch:
             one.written = self._records.write(one.request, one.result, one.record)
-        if self._level == BATCH:
+        if sync and self._level == BATCH:
             begun = time.monotonic()
             try:
                 sync_file_system(self._root)

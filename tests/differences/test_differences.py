@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import zipfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,19 @@ def test_elf_files_differ_by_section(tmp_path: Path) -> None:
     (tmp_path / "g").mkdir()
     then, now = made(tmp_path / "g", "gcc -g -c x.c -o out", *["echo 'int f(void){return 1;}' > x.c"] * 2)
     assert {f.betrays for f in compare(then, now)} == {"workspace path"}
+
+
+@pytest.mark.gcc
+def test_where_strings_of_debug_information_lie_hangs_on_the_workspace_too(tmp_path: Path) -> None:
+    """gcc writes them in the order of their hashes: another path may turn them, and then relocations differ."""
+    words = [f"echo 'int f(void){{return 1;}}' > x.c; map=$PWD=/place/{letter}" for letter in "abcdefgh"]
+    found = [
+        compare(then, now)
+        for then, now in pairwise(made(tmp_path, "gcc -g -fdebug-prefix-map=$map -c x.c -o out", *words))
+    ]
+    assert {difference.betrays for each in found for difference in each} == {"workspace path"}
+    places = {difference.place for each in found for difference in each}
+    assert ("section .rela.debug_info",) in places, "the case is among them"
 
 
 def test_compiled_python_holds_the_date_of_its_source(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from project import REQUIEM, SOURCE, Project, Ran
+from project import SOURCE, Project, Ran
 
 from requiem_build.core.digest import Digest, object_digest
 from requiem_build.store.layout import Store
@@ -44,7 +44,6 @@ MANIFEST = """
 """
 LARGE = b"0123456789abcde\n" * 20_000
 TOLD = "the store is read-only: "
-READ_ONLY_MOUNT = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
 
 
 class Reader(Project):
@@ -78,8 +77,7 @@ class Reader(Project):
     def frozen(self, command: str, *arguments: str, **options: Any) -> Ran:
         """A command line for which the store cannot be written."""
         if os.geteuid() == 0:
-            words = ("unshare", "-m", "sh", "-c", READ_ONLY_MOUNT, str(self.cas), *REQUIEM)
-            return self.run(command, *arguments, program=words, **options)
+            return self.run(command, *arguments, read_only=str(self.cas), **options)
         set_modes(self.cas, 0o555)
         try:
             return self.run(command, *arguments, **options)

@@ -14,6 +14,8 @@ import jsonschema
 import pytest
 from project import SOURCE, Project
 
+from requiem_build.engine.observing import Links
+
 pytestmark = [
     pytest.mark.userns,
     pytest.mark.skipif(shutil.which("strace") is None and not os.environ.get("CI"), reason="needs strace"),
@@ -386,6 +388,19 @@ def test_directories_deeper_than_any_recursion_are_no_trouble(deep: Project) -> 
     assert observe(deep, "a")["made"] == ["d/" * 1400 + "f"]
     added = deep.run("add", "-n", "b", "--", "python3", "deep.py")
     assert added.code in (0, 2) and "RecursionError" not in added.err, added.err
+
+
+def test_what_is_on_the_way_of_many_paths_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.symlink("d", tmp_path / "l")
+    looked: list[str] = []
+    is_link = os.path.islink
+    monkeypatch.setattr(os.path, "islink", lambda path: looked.append(path) or is_link(path))
+    links = Links(str(tmp_path))
+    for depth in range(200):
+        path = "d/" * depth + "f"
+        assert links.resolve(path) == [path] and links.resolve("l/" + path) == ["l", "d/" + path]
+    without_the_link = [path for path in looked if not path.endswith("/l")]
+    assert len(without_the_link) == len(set(without_the_link))
 
 
 def test_a_step_that_is_observed_has_its_secrets_and_they_are_not_told(project: Project) -> None:

@@ -107,23 +107,24 @@ class Terminal:
 
 @pytest.mark.parametrize(("level", "where"), [("strict", "/workspace/sub"), ("process", "/workspace/sub")])
 def test_a_shell_has_a_terminal_of_its_own_with_job_control(step: Project, level: str, where: str) -> None:
+    first, second = (f"{number}.{os.getpid()}" for number in (3000, 4000))  # Nobody else's.
     terminal = Terminal(step, "shell", "--sandbox", level, "a")
     terminal.until("$ " if os.geteuid() or level == "strict" else "# ")
     terminal.type("tty; pwd; stty size; echo e''nd\r")
     said = terminal.until("end")
     assert "/dev/pts/" in said and where in said and "not a tty" not in said
-    terminal.type("sleep 3000 & jobs; echo e''nd\r")
+    terminal.type(f"sleep {first} & jobs; echo e''nd\r")
     assert "Running" in terminal.until("end")
-    terminal.type("sleep 4000; echo e''nd $?\r")
+    terminal.type(f"sleep {second}; echo e''nd $?\r")
     terminal.until("\n")
     deadline = time.monotonic() + PATIENCE_S
-    while not running("4000"):
+    while not running(second):
         assert time.monotonic() < deadline
     terminal.type("\x03")
     terminal.type("echo st''ill; exit 9\r")
     terminal.until("still")
     assert terminal.code() == 9
-    assert not running("3000") and not running("4000")
+    assert not running(first) and not running(second)
 
 
 def running(marker: str) -> bool:

@@ -198,10 +198,11 @@ except OSError as error:
 
 
 def test_whoever_flees_ignores_term_and_is_stopped_ends_with_the_time(go_anywhere):
-    script = "trap '' TERM; (setsid sh -c 'trap \"\" TERM; (setsid sleep 98765 &) ; kill -STOP $$' &); sleep 98766"
+    here = os.getpid()  # The same test may run elsewhere on this machine.
+    script = f"trap '' TERM; (setsid sh -c 'trap \"\" TERM; (setsid sleep 98765.{here} &) ; kill -STOP $$' &); sleep 98766.{here}"
     step = go_anywhere("sh", "-c", script, limits=Limits(timeout_ms=200))
     assert step.finished.termination == "timeout"
-    assert subprocess.run(["pgrep", "-f", "^sleep 9876[56]"], capture_output=True).stdout == b""
+    assert subprocess.run(["pgrep", "-f", f"^sleep 9876[56].{here}$"], capture_output=True).stdout == b""
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,15 @@ def test_what_must_import_everywhere_imports(system: str) -> None:
 
 
 def test_a_build_on_macos_at_level_process(project: Project, mac: list[str]) -> None:
-    project.manifest("""
+    first, second = (f"{number}.{os.getpid()}" for number in (3117, 3118))  # Nobody else's.
+    project.manifest(f"""
         [steps.a]
-        command = "cat in > out; (sleep 3117 &); echo said"
+        command = "cat in > out; (sleep {first} &); echo said"
         inputs = ["in"]
         outputs = ["out"]
         open_files = 200
         [steps.bad]
-        command = "sleep 3118"
+        command = "sleep {second}"
         timeout = "500ms"
     """)
     project.write("in", "text\n")
@@ -104,7 +105,7 @@ def test_a_build_on_macos_at_level_process(project: Project, mac: list[str]) -> 
     assert "nothing to do" in again.err or "fresh" in again.err
     failed = project.run("build", "bad", "--sandbox", "process", program=mac)
     assert failed.code == 1 and "timed out" in failed.err
-    assert not running("3117") and not running("3118")
+    assert not running(first) and not running(second)
 
 
 def running(marker: str) -> bool:

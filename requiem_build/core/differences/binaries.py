@@ -68,7 +68,8 @@ def _compare_sections(before: dict[str, bytes], after: dict[str, bytes]) -> Iter
         if other is None:
             yield differing((f"section {name}",), "there", "absent", "randomness" if ".gnu.lto_" in name else "")
         elif other != content:
-            yield _plainly((f"section {name}",), content, other, _SECTION_BETRAYS.get(name, ""))
+            told = name.removeprefix(".rela").removeprefix(".rel")  # Relocations move with what they relocate.
+            yield _plainly((f"section {name}",), content, other, _SECTION_BETRAYS.get(told, ""))
     for name in after.keys() - before.keys():
         yield differing((f"section {name}",), "absent", "there", "randomness" if ".gnu.lto_" in name else "")
 
