@@ -5,14 +5,17 @@ build has nothing to do. Whatever differs, even harmlessly, sends the question t
 stale and noticed, never wrong.
 """
 
-from __future__ import annotations
-
-import os
-from struct import pack
+import sys
+from _struct import pack
 
 from . import sealed
 
-TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time.
+if sys.platform == "win32":
+    import nt as system
+else:
+    import posix as system  # A no-op is answered before there is an `os`.
+
+TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time; that of __future__ does, too.
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -24,7 +27,7 @@ STAMP_BYTES = 40
 SHARE_MIN = 4000
 """So many paths are worth a process of their own."""
 SHARES_MAX = 8
-seen: list[tuple[bytes, tuple[Any, ...], bytes]] = []
+seen: "list[tuple[bytes, tuple[Any, ...], bytes]]" = []
 """If anything differed: the stamp of what was written down, that itself, and the stamps found instead.
 
 Who looks closer need neither read nor look again.
@@ -43,7 +46,7 @@ def memory_path(root: str) -> str:
 def stamps_now(paths: list[str]) -> bytes:
     """The stamps of paths, one after the other, to be compared at once. Raises OSError for one that does not exist."""
     found: list[int] = []
-    for seen in map(os.lstat, paths):
+    for seen in map(system.lstat, paths):
         found += (seen.st_mtime_ns, seen.st_ctime_ns, seen.st_size, seen.st_ino, seen.st_mode)
     return packed(found)
 
@@ -53,7 +56,7 @@ def _stamps_of_many(paths: list[str]) -> bytes:
 
     Empty if one of them did not exist. Only for a process that has a single thread.
     """
-    shares = min(os.cpu_count() or 1, SHARES_MAX, len(paths) // SHARE_MIN)
+    shares = min(system.cpu_count() or 1, SHARES_MAX, len(paths) // SHARE_MIN)
     if shares < 2 or not hasattr(os, "memfd_create"):
         return stamps_now(paths)
     size = -(-len(paths) // shares)
@@ -67,9 +70,9 @@ def _stamps_of_many(paths: list[str]) -> bytes:
 
 def _look_apart(paths: list[str]) -> tuple[int, int]:
     """A child that looks at them, and the memory where it leaves their stamps."""
-    memory = os.memfd_create("stamps", os.MFD_CLOEXEC)
+    memory = system.memfd_create("stamps", system.MFD_CLOEXEC)
     try:
-        child = os.fork()
+        child = system.fork()
     except OSError:  # No room for another process.
         child = -1
     if child > 0:
@@ -77,22 +80,22 @@ def _look_apart(paths: list[str]) -> tuple[int, int]:
     try:
         rest = memoryview(stamps_now(paths))
         while rest:
-            rest = rest[os.write(memory, rest) :]
+            rest = rest[system.write(memory, rest) :]
     except OSError:
         pass  # One of them is missing: nothing is left in the memory.
     finally:
         if child == 0:
-            os._exit(0)
+            system._exit(0)
     return child, memory
 
 
 def _seen_apart(child: int, memory: int) -> bytes:
     if child > 0:
-        os.waitpid(child, 0)
+        system.waitpid(child, 0)
     try:
-        return os.pread(memory, os.fstat(memory).st_size, 0)
+        return system.pread(memory, system.fstat(memory).st_size, 0)
     finally:
-        os.close(memory)
+        system.close(memory)
 
 
 def packed(numbers: list[int]) -> bytes:
@@ -100,7 +103,7 @@ def packed(numbers: list[int]) -> bytes:
 
 
 def nothing_to_do(
-    root: str, manifest: str, start: str, targets: tuple[str, ...], environment: Mapping[str, str]
+    root: str, manifest: str, start: str, targets: tuple[str, ...], environment: "Mapping[str, str]"
 ) -> int | None:
     """The number of steps that are all up to date; None if that cannot be told from here. Changes nothing."""
     memory = memory_path(root)
@@ -116,35 +119,43 @@ def nothing_to_do(
         return None
     if patterns and not same_environment(patterns, passed, environment):
         return None
-    here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    here = system.open(".", system.O_RDONLY | system.O_DIRECTORY | system.O_CLOEXEC)
     try:
-        os.chdir(root)  # Looking at a relative path is a fifth cheaper.
+        system.chdir(root)  # Looking at a relative path is a fifth cheaper.
         now = _stamps_of_many([*inside, *outside])
         if now != stamps:
             seen.append((written, value, now))
             return None
-        if any(map(os.path.lexists, absent)):
+        if any(map(_is_there, absent)):
             return None
     except OSError:
         return None
     finally:
-        os.fchdir(here)
-        os.close(here)
+        system.fchdir(here)
+        system.close(here)
     return int(steps) if _witnessed(witnesses) else None
 
 
-def settings_of(environment: Mapping[str, str]) -> dict[str, str | None]:
+def _is_there(path: str) -> bool:
+    try:
+        system.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def settings_of(environment: "Mapping[str, str]") -> dict[str, str | None]:
     """What of the environment decides how a build is done, and where the user's configuration lies."""
     return {name: environment.get(name) for name in SETTINGS}
 
 
-def same_environment(patterns: list[str], passed: Mapping[str, str], environment: Mapping[str, str]) -> bool:
+def same_environment(patterns: list[str], passed: "Mapping[str, str]", environment: "Mapping[str, str]") -> bool:
     from .surroundings import passed_names
 
     return passed == {name: environment[name] for name in passed_names(patterns, environment)}
 
 
-def _witnessed(witnesses: Mapping[str, str]) -> bool:
+def _witnessed(witnesses: "Mapping[str, str]") -> bool:
     """Whether the few files whose stamps were too young to be believed still have their content."""
     if not witnesses:
         return True

@@ -5,14 +5,15 @@ A file holds a marshalled value under a keyed BLAKE3 seal. The key is this user'
 another version reads as absent. Marshal is safe here because nothing unsealed is ever unmarshalled.
 """
 
-from __future__ import annotations
-
 import marshal
-import os
-import stat
 import sys
 
 from .. import __version__
+
+if sys.platform == "win32":
+    import nt as system
+else:
+    import posix as system  # A no-op is answered before there is an `os`.
 
 TYPE_CHECKING = False  # A no-op imports this module, and little else.
 if TYPE_CHECKING:
@@ -38,36 +39,47 @@ _MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()
 _SEAL_BYTES = 32
 
 
-def cache_home(environment: Mapping[str, str]) -> str:
+def cache_home(environment: "Mapping[str, str]") -> str:
     """`$XDG_CACHE_HOME/requiem`, or `~/.cache/requiem`: facts of this machine that all workspaces share."""
     base = environment.get("XDG_CACHE_HOME", "")
     if not base.startswith("/"):
-        base = os.path.join(environment.get("HOME") or os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "requiem")
+        base = _inside(environment.get("HOME") or _home(), ".cache")
+    return _inside(base, "requiem")
+
+
+def _inside(directory: str, name: str) -> str:
+    return f"{directory}{name}" if directory.endswith("/") else f"{directory}/{name}"
+
+
+def _home() -> str:
+    import os
+
+    return os.path.expanduser("~")
 
 
 def seal_key(home: str) -> bytes:
     """This user's key, made on first use. Where none can be kept, a fresh one: nothing old is believed."""
-    path = os.path.join(home, "seal")
+    path = _inside(home, "seal")
     for _ in range(2):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = system.open(path, system.O_RDONLY | system.O_NOFOLLOW | system.O_CLOEXEC)
         except OSError:
             _make_key(home, path)
             continue
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
+        with open(descriptor, "rb") as file:
+            found = system.fstat(descriptor)
             key = file.read(_SEAL_BYTES + 1)
-        if len(key) == _SEAL_BYTES and found.st_uid == os.geteuid() and not stat.S_IMODE(found.st_mode) & 0o077:
+        if len(key) == _SEAL_BYTES and found.st_uid == system.geteuid() and not found.st_mode & 0o077:
             return key
         try:
-            os.unlink(path)
+            system.unlink(path)
         except OSError:
             break
-    return os.urandom(_SEAL_BYTES)
+    return system.urandom(_SEAL_BYTES)
 
 
 def _make_key(home: str, path: str) -> None:
+    import os
     from contextlib import suppress
 
     temporary = f"{path}.{os.getpid()}"
@@ -83,10 +95,10 @@ def _make_key(home: str, path: str) -> None:
 
 def at_once(path: str, flags: int) -> int:
     """An opener that waits for nobody: a named pipe reads as an empty file."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    return system.open(path, flags | system.O_NONBLOCK)
 
 
-def load(path: str, key: bytes) -> Any:
+def load(path: str, key: bytes) -> "Any":
     """The value saved at a path; None if there is none that can be believed."""
     try:
         with open(path, "rb", opener=at_once) as file:
@@ -103,8 +115,9 @@ def load(path: str, key: bytes) -> Any:
         return None
 
 
-def save(path: str, key: bytes, value: Any) -> None:
+def save(path: str, key: bytes, value: "Any") -> None:
     """Saves what `marshal` can hold. A cache that cannot be written is no error."""
+    import os
     from contextlib import suppress
 
     body = marshal.dumps(value)
