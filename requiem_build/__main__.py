@@ -20,7 +20,7 @@ JOBS = ("-j", "--jobs")
 
 
 def main(begun: "int | None" = None) -> None:
-    """`begun`: only what stands in sys.path up to there was found by the interpreter itself, which has no `site` yet."""
+    """`begun`: what stands in sys.path up to there is the interpreter's own, which has no `site` yet."""
     import gc
 
     # Nothing has begun: Ctrl-C just ends us, and who reads JSON is told. `run` takes it over.

@@ -57,7 +57,7 @@ def _stamps_of_many(paths: list[str]) -> bytes:
     Empty if one of them did not exist. Only for a process that has a single thread.
     """
     shares = min(system.cpu_count() or 1, SHARES_MAX, len(paths) // SHARE_MIN)
-    if shares < 2 or not hasattr(os, "memfd_create"):
+    if shares < 2 or not hasattr(system, "memfd_create"):
         return stamps_now(paths)
     size = -(-len(paths) // shares)
     others = [_look_apart(paths[begin : begin + size]) for begin in range(size, len(paths), size)]
