@@ -10,6 +10,8 @@ else:
 
 TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time; that of __future__ does, too.
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from .core.errors import EnvironmentFault
 
 JOBS_MAX = 4096
@@ -40,14 +42,25 @@ def main(begun: "int | None" = None) -> None:
         system._exit(0)
     if begun is not None:
         _begin_as_usual(begun)
-    gc.enable()
-    code = _run(arguments)
+    _end(_run(arguments))
+
+
+def _end(code: int) -> "NoReturn":
+    """Without taking apart, name by name, what a build had in memory: that takes longer than many a step."""
+    import atexit
+
     try:
+        if "requiem_build.engine.quick" in sys.modules:
+            from .engine.quick import let_go
+
+            let_go()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:  # Nobody hears us, but the exit code is still ours to give.
+        pass
+    finally:
         system._exit(code)
-    sys.exit(code)
 
 
 def _begin_as_usual(begun: int) -> None:
@@ -71,16 +84,24 @@ def _tell_and_end(*_: object) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    import gc
+
     from .core.errors import EnvironmentFault
     from .core.primitive import FLAG, allow_fallback
 
     if FLAG in arguments[: arguments.index("--") if "--" in arguments else None]:
         allow_fallback()  # Before anything that hashes is imported.
+    plain = parse_plain(arguments) is not None
     try:
         from .cli.app import run
+
+        if plain:
+            from .cli import running  # noqa: F401 - before anybody looks for garbage
     except EnvironmentFault as fault:  # The hash primitive: without it there is no command line to say so.
         return _cannot_begin(fault, as_json="--json" in arguments)
-    return run(arguments, plain=parse_plain(arguments) is not None)
+    gc.freeze()  # Modules stay: nobody need look through them for garbage, neither now nor while they are made.
+    gc.enable()
+    return run(arguments, plain=plain)
 
 
 def _cannot_begin(fault: "EnvironmentFault", *, as_json: bool) -> int:

@@ -17,7 +17,7 @@ else:
 
 TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time; that of __future__ does, too.
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any
 
 SETTINGS = ("REQUIEM_SANDBOX", "REQUIEM_CAS_DIR", "REQUIEM_JOBS", "XDG_CONFIG_HOME", "HOME")
@@ -27,16 +27,17 @@ STAMP_BYTES = 40
 SHARE_MIN = 4000
 """So many paths are worth a process of their own."""
 SHARES_MAX = 8
-seen: "list[tuple[bytes, tuple[Any, ...], bytes]]" = []
-"""If anything differed: the stamp of what was written down, that itself, and the stamps found instead.
+PLANS_MAX = 2
+seen: "list[tuple[bytes, tuple[Any, ...], Callable[[], bytes]]]" = []
+"""If anything differed: the stamp of what was written down, that itself, and what gives the stamps found instead.
 
-Who looks closer need neither read nor look again.
+Who looks closer need neither read nor look again. Nobody can ask twice.
 """
 
 
 def question(manifest: str, start: str, targets: tuple[str, ...]) -> tuple[object, ...]:
     """What a plain build asks. Any other flag than these makes another question, which is not answered here."""
-    return ("noop 4", manifest, start, targets)
+    return ("noop 5", manifest, start, targets)
 
 
 def memory_path(root: str) -> str:
@@ -60,12 +61,23 @@ def _stamps_of_many(paths: list[str]) -> bytes:
     if shares < 2 or not hasattr(system, "memfd_create"):
         return stamps_now(paths)
     size = -(-len(paths) // shares)
-    others = [_look_apart(paths[begin : begin + size]) for begin in range(size, len(paths), size)]
+    others = _look_elsewhere(paths[size:], size)
     try:
         mine = stamps_now(paths[:size])
     finally:
-        found = [_seen_apart(child, memory) for child, memory in others]
-    return b"" if b"" in found else b"".join((mine, *found))
+        found = others()
+    return mine + found if found else b""
+
+
+def _look_elsewhere(paths: list[str], size: int) -> "Callable[[], bytes]":
+    """By a process for that many paths each, while we do something else. What it returns waits for them."""
+    begun = [_look_apart(paths[begin : begin + size]) for begin in range(0, len(paths), size)]
+
+    def found() -> bytes:
+        pieces = [_seen_apart(child, memory) for child, memory in begun]
+        return b"" if b"" in pieces else b"".join(pieces)
+
+    return found
 
 
 def _look_apart(paths: list[str]) -> tuple[int, int]:
@@ -111,10 +123,11 @@ def nothing_to_do(
         written = stamps_now([memory])  # Before it is read: it is only ever replaced.
     except OSError:
         return None
-    value = sealed.load(memory, sealed.seal_key(sealed.cache_home(environment)))
+    key = sealed.seal_key(sealed.cache_home(environment))
+    value = sealed.load(memory, key)
     if value is None:
         return None
-    asked, steps, settings, patterns, passed, inside, outside, stamps, absent, witnesses, *_ = value
+    asked, steps, settings, patterns, passed, inside, outside, stamps, absent, witnesses, lately, *_ = value
     if asked != question(manifest, start, targets) or settings != settings_of(environment):
         return None
     if patterns and not same_environment(patterns, passed, environment):
@@ -122,9 +135,17 @@ def nothing_to_do(
     here = system.open(".", system.O_RDONLY | system.O_DIRECTORY | system.O_CLOEXEC)
     try:
         system.chdir(root)  # Looking at a relative path is a fifth cheaper.
-        now = _stamps_of_many([*inside, *outside])
+        paths = [*inside, *outside]
+        if len(paths) >= SHARE_MIN and _differs(lately, inside, stamps) and hasattr(system, "memfd_create"):
+            others = min((system.cpu_count() or 1) - 1, SHARES_MAX, len(paths) // SHARE_MIN) or 1
+            seen.append((written, value, _look_elsewhere(paths, -(-len(paths) // others))))
+            read_early(root, key)
+            return None
+        now = _stamps_of_many(paths)
         if now != stamps:
-            seen.append((written, value, now))
+            seen.append((written, value, lambda: now))
+            if len(paths) >= SHARE_MIN:
+                read_early(root, key)
             return None
         if any(map(_is_there, absent)):
             return None
@@ -134,6 +155,30 @@ def nothing_to_do(
         system.fchdir(here)
         system.close(here)
     return int(steps) if _witnessed(witnesses) else None
+
+
+def _differs(numbers: list[int], paths: list[str], stamps: bytes) -> bool:
+    """Whether one of a few paths has another stamp: then there is something to do, whatever the others have."""
+    try:
+        return any(stamps_now([paths[n]]) != stamps[n * STAMP_BYTES : (n + 1) * STAMP_BYTES] for n in numbers)
+    except OSError:
+        return True
+
+
+def read_early(root: str, key: bytes) -> None:
+    """What a build that looks closer will need (`memory.py`, `plans.py`, `lines.py`), while its code is imported."""
+    dot = f"{root}/.requiem"
+    try:
+        plans = [f"{dot}/plans/{name}" for name in system.listdir(f"{dot}/plans")]
+    except OSError:
+        return
+    sealed.read_early([f"{dot}/memory", *plans[:PLANS_MAX], f"{dot}/lines"], key)
+
+
+def let_go() -> None:
+    """Waits for those who looked and whom nobody asked."""
+    while seen:
+        seen.pop()[2]()
 
 
 def _is_there(path: str) -> bool:

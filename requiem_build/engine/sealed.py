@@ -7,6 +7,8 @@ another version reads as absent. Marshal is safe here because nothing unsealed i
 
 import marshal
 import sys
+from _struct import Struct
+from _thread import allocate_lock, start_new_thread
 
 from .. import __version__
 
@@ -17,7 +19,8 @@ else:
 
 TYPE_CHECKING = False  # A no-op imports this module, and little else.
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    import os
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
 try:
@@ -32,11 +35,12 @@ except ImportError:  # What another primitive sealed is not believed, so its dig
         return blake2b(body, key=key, digest_size=_SEAL_BYTES).digest()
 
 
-FORMAT = 19
+FORMAT = 22
 """Raised whenever what any of these files holds changes its shape."""
 
 _MAGIC = f"requiem cache {FORMAT} {__version__} {sys.hexversion:x}\n".encode()
 _SEAL_BYTES = 32
+_LENGTH = Struct("=q")
 
 
 def cache_home(environment: "Mapping[str, str]") -> str:
@@ -100,27 +104,98 @@ def at_once(path: str, flags: int) -> int:
 
 def load(path: str, key: bytes) -> "Any":
     """The value saved at a path; None if there is none that can be believed."""
-    try:
-        with open(path, "rb", opener=at_once) as file:
-            content = file.read()
-    except OSError:
-        return None
-    head = len(_MAGIC)
-    body = memoryview(content)[head + _SEAL_BYTES :]  # Megabytes, often: not copied.
-    if content[:head] != _MAGIC or _seal(body, key) != content[head : head + _SEAL_BYTES]:
-        return None
+    body = _believed(path, key)
+    return None if body is None else _value(body)
+
+
+def _value(body: memoryview) -> "Any":
     try:
         return marshal.loads(body)
     except (EOFError, ValueError, TypeError):
         return None
 
 
+class _Early:
+    """A file that is being read, by a thread that holds `ready` until it knows."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.ready = allocate_lock()
+        self.ready.acquire()
+        self.found: tuple[tuple[int, ...], memoryview | None] | None = None
+
+
+_early: dict[str, _Early] = {}
+
+
+def read_early(paths: "Iterable[str]", key: bytes) -> None:
+    """Begins to read and to check what will be loaded, while something else is done."""
+    files = [_Early(path) for path in paths]
+
+    def read() -> None:
+        for file in files:
+            try:
+                file.found = _read(file.path, key)
+            except OSError:
+                continue  # Who loads it will see.
+            finally:
+                file.ready.release()
+
+    start_new_thread(read, ())
+    _early.update((file.path, file) for file in files)
+
+
+def _believed(path: str, key: bytes) -> memoryview | None:
+    early = _early.pop(path, None)
+    if early is not None:
+        early.ready.acquire()
+    try:
+        if early is not None and early.found is not None and early.found[0] == _which(system.lstat(path)):
+            return early.found[1]
+        return _read(path, key)[1]
+    except OSError:
+        return None
+
+
+def _which(found: "os.stat_result") -> tuple[int, ...]:
+    """Another file, or one that was changed, has another: ours are only ever replaced."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _read(path: str, key: bytes) -> tuple[tuple[int, ...], memoryview | None]:
+    with open(path, "rb", opener=at_once) as file:
+        which = _which(system.fstat(file.fileno()))
+        content = file.read()
+    head = len(_MAGIC)
+    body = memoryview(content)[head + _SEAL_BYTES :]  # Megabytes, often: not copied.
+    believed = content[:head] == _MAGIC and _seal(body, key) == content[head : head + _SEAL_BYTES]
+    return which, body if believed else None
+
+
+def load_long(path: str, key: bytes) -> "tuple[Any, memoryview] | None":
+    """What `save_long` saved: a value, and bytes that are not copied once more."""
+    body = _believed(path, key)
+    if body is None or len(body) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(body[-_LENGTH.size :])
+    value = _value(body)
+    return None if value is None else (value, body[len(body) - _LENGTH.size - length : -_LENGTH.size])
+
+
 def save(path: str, key: bytes, value: "Any") -> None:
     """Saves what `marshal` can hold. A cache that cannot be written is no error."""
+    _save(path, key, marshal.dumps(value))
+
+
+def save_long(path: str, key: bytes, value: "Any", tail: bytes) -> None:
+    """The same with many bytes beside it."""
+    _save(path, key, b"".join((marshal.dumps(value), tail, _LENGTH.pack(len(tail)))))
+
+
+def _save(path: str, key: bytes, body: bytes) -> None:
     import os
     from contextlib import suppress
 
-    body = marshal.dumps(value)
     temporary = f"{path}.{os.getpid()}"
     try:
         with open(temporary, "wb") as file:
