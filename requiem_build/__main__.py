@@ -1,13 +1,17 @@
 """The door. A plain `build` with nothing to do is answered here, before anything slow is imported."""
 
-from __future__ import annotations
-
 import _signal as signal
-import os
 import sys
 
-TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time.
+if sys.platform == "win32":
+    import nt as system
+else:
+    import posix as system  # What `os` is made of, and all that is there of it before `site` came.
+
+TYPE_CHECKING = False  # The module of that name costs a no-op a tenth of its time; that of __future__ does, too.
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from .core.errors import EnvironmentFault
 
 JOBS_MAX = 4096
@@ -17,7 +21,8 @@ JOBS = ("-j", "--jobs")
 """All that a plain build may say besides its targets; a test compares them with the command line's own."""
 
 
-def main() -> None:
+def main(begun: "int | None" = None) -> None:
+    """`begun`: what stands in sys.path up to there is the interpreter's own, which has no `site` yet."""
     import gc
 
     # Nothing has begun: Ctrl-C just ends us, and who reads JSON is told. `run` takes it over.
@@ -29,20 +34,41 @@ def main() -> None:
         from . import __version__
 
         try:
-            os.write(1, f"requiem {__version__}\n".encode())
+            system.write(1, f"requiem {__version__}\n".encode())
         except OSError:
-            os._exit(4)
+            system._exit(4)
         return
     if _nothing_to_do(arguments):
-        os._exit(0)
-    gc.enable()
-    code = _run(arguments)
+        system._exit(0)
+    if begun is not None:
+        _begin_as_usual(begun)
+    _end(_run(arguments))
+
+
+def _end(code: int) -> "NoReturn":
+    """Without taking apart, name by name, what a build had in memory: that takes longer than many a step."""
+    import atexit
+
     try:
+        if "requiem_build.engine.quick" in sys.modules:
+            from .engine.quick import let_go
+
+            let_go()
+        atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
     except OSError:  # Nobody hears us, but the exit code is still ours to give.
-        os._exit(code)
-    sys.exit(code)
+        pass
+    finally:
+        system._exit(code)
+
+
+def _begin_as_usual(begun: int) -> None:
+    """All that an interpreter is besides its own library: what others installed, `.pth` files, sitecustomize."""
+    del sys.path[begun:]
+    import site
+
+    site.main()
 
 
 INTERRUPTED = b"""\
@@ -52,25 +78,33 @@ INTERRUPTED = b"""\
 
 def _tell_and_end(*_: object) -> None:
     try:
-        os.write(1, INTERRUPTED)
+        system.write(1, INTERRUPTED)
     finally:
-        os._exit(130)
+        system._exit(130)
 
 
 def _run(arguments: list[str]) -> int:
+    import gc
+
     from .core.errors import EnvironmentFault
     from .core.primitive import FLAG, allow_fallback
 
     if FLAG in arguments[: arguments.index("--") if "--" in arguments else None]:
         allow_fallback()  # Before anything that hashes is imported.
+    plain = parse_plain(arguments) is not None
     try:
         from .cli.app import run
+
+        if plain:
+            from .cli import running  # noqa: F401 - before anybody looks for garbage
     except EnvironmentFault as fault:  # The hash primitive: without it there is no command line to say so.
         return _cannot_begin(fault, as_json="--json" in arguments)
-    return run(arguments, plain=parse_plain(arguments) is not None)
+    gc.freeze()  # Modules stay: nobody need look through them for garbage, neither now nor while they are made.
+    gc.enable()
+    return run(arguments, plain=plain)
 
 
-def _cannot_begin(fault: EnvironmentFault, *, as_json: bool) -> int:
+def _cannot_begin(fault: "EnvironmentFault", *, as_json: bool) -> int:
     if as_json:
         import json
 
@@ -84,9 +118,9 @@ def _open_what_is_closed() -> None:
     """A closed standard stream would be given to the next file that is opened: the null device takes its place."""
     for number in (0, 1, 2):
         try:
-            os.fstat(number)
+            system.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            system.open("nul" if sys.platform == "win32" else "/dev/null", system.O_RDWR)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as we live
     if sys.stderr is None:
@@ -132,30 +166,48 @@ def _nothing_to_do(arguments: list[str]) -> bool:
         return False
     quiet, directory, targets = plain
     try:
-        from .engine.quick import nothing_to_do
-
-        start = os.path.realpath(directory or ".")
-        root = _find_root(start)
-        steps = None if root is None else nothing_to_do(root, "requiem.toml", start, targets, os.environ)
+        steps = _steps_up_to_date(directory, targets)
     except Exception:  # Whatever is wrong, the full build says it properly.
         return False
     if steps is None:
         return False
     if not quiet:
         try:
-            os.write(2, f"nothing to do: {steps} step{'s' if steps != 1 else ''} up to date\n".encode())
+            system.write(2, f"nothing to do: {steps} step{'s' if steps != 1 else ''} up to date\n".encode())
         except OSError:
             return True  # Nobody reads it.
     return True
 
 
+def _steps_up_to_date(directory: str | None, targets: tuple[str, ...]) -> int | None:
+    from .engine.quick import nothing_to_do
+
+    here = system.open(".", system.O_RDONLY | system.O_DIRECTORY | system.O_CLOEXEC)
+    try:
+        if directory:
+            system.chdir(directory)
+        start = system.getcwd()  # As realpath gives it.
+        root = _find_root(start)
+        return None if root is None else nothing_to_do(root, "requiem.toml", start, targets, _environment())
+    finally:
+        system.fchdir(here)
+        system.close(here)
+
+
 def _find_root(directory: str) -> str | None:
-    while not os.path.exists(os.path.join(directory, "requiem.toml")):
-        parent = os.path.dirname(directory)
-        if parent == directory:
-            return None
-        directory = parent
-    return directory
+    while directory.startswith("/"):
+        try:
+            system.stat(f"{directory}/requiem.toml")
+            return directory
+        except FileNotFoundError:
+            directory = directory.rpartition("/")[0] or "/" * (directory != "/")
+    return None
+
+
+def _environment() -> dict[str, str]:
+    """As `os.environ` has it."""
+    encoding, errors = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+    return {name.decode(encoding, errors): value.decode(encoding, errors) for name, value in system.environ.items()}
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from ..executors.base import Executor
 from ..executors.blobs import Blobs
 from ..sandbox.system import HostSystem
 from ..store.outbox import Outbox
-from . import lines, noop, plans, schedule, touched
+from . import lines, noop, plans, quick, schedule, touched
 from . import memory as memories
 from .assembly import Asked, Assembly
 from .journal import Journal, keep_manifest, new_run_id, now_text
@@ -158,6 +158,7 @@ class _Run:
         self.executor: Executor | None = None
         self.started = time.monotonic()
         self.started_when = now_text()
+        self.ahead = 0
         self.outbox: Outbox | None = None
         self.trust = trust_of(site, options)
         self.host_system = HostSystem(site.cache_home)
@@ -191,6 +192,8 @@ class _Run:
 
     def run(self, on_start: OnStart) -> Report:
         options, site = self.options, self.site
+        if quick.seen:  # The door found that something differs: most probably a step runs.
+            self._start_ahead(1)
         self.memory = memories.load(site.dot, site.seal)
         question = question_of(site, options)
         self.part = touched.look(site, options, question, self.memory)
@@ -211,12 +214,17 @@ class _Run:
 
     def _start_workers(self) -> None:
         """Those that a step will most probably need, so that they start while we still plan."""
+        if self.part is not None:
+            self._start_ahead(min(self.jobs(), len(self.part.planned.plan.instances) - len(self.part.lost)))
+        elif not self.memory.steps:  # Nothing was ever built here.
+            self._start_ahead(self.jobs() + OVERLAP)
+
+    def _start_ahead(self, count: int) -> None:
+        """As many in all, if steps run in what these are for."""
         if self.options.dry_run or (self.options.sandbox or self.site.settings.sandbox or "strict") != "strict":
             return
-        if self.part is not None:
-            start_workers(min(self.jobs(), len(self.part.planned.plan.instances) - len(self.part.lost)))
-        elif not self.memory.steps:  # Nothing was ever built here.
-            start_workers(self.jobs() + OVERLAP)
+        start_workers(count - self.ahead)
+        self.ahead = max(count, self.ahead)
 
     def _whole(self, question: plans.Question) -> Scope:
         planned = plans.obtain(self.site.root, question, self.site.seal, self.site.settings.roots)

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator, Mapping
 
 from ..core.blocks import inputs_line, root_line, string
 from ..core.instance import Instance
-from ..core.paths import is_within
 from ..core.policy import WORKSPACE
 from ..core.request import Request
 from ..core.secrecy import looks_secret
+from .undeclared import covered
 
 HINTS_MAX = 5
 LINE_MAX = 400
@@ -48,7 +48,6 @@ _MISSED = re.compile(
 )
 _MODULE = re.compile(r"No module named ['\"]?([A-Za-z_][\w.]*)")
 _COMMAND = re.compile(rf"({_NAME}): (?:command )?not found|not found in PATH.*?: ({_NAME})|cannot run \"({_NAME})\"")
-_WORD = re.compile(r"[^\s'\"<>|;&()`$]+")
 _OF_SYSTEM = ("/usr/", "/bin/", "/sbin/")
 _INCLUDE = re.compile(r"-(?:I|iquote|isystem)\s*(\S+)")
 _VARIABLE = re.compile(r"(?<![\w./-])[A-Za-z_][A-Za-z0-9_]{2,}(?![\w./-])")
@@ -69,7 +68,7 @@ def for_failure(
     found: dict[str, None] = {}
     for mention in _mentions(text):
         for path in _candidates(mention, instance, root):
-            if path not in visible and not _covered(path, visible):
+            if path not in visible and not covered(path, visible):
                 found[_input_line(instance, path)] = None
                 break
         else:
@@ -135,10 +134,6 @@ def _candidates(mention: str, instance: Instance, root: str) -> Iterator[str]:
             yield place + "/" if os.path.isdir(os.path.join(root, place)) else place
 
 
-def _covered(path: str, visible: Collection[str]) -> bool:
-    return any(seen.endswith("/") and path.startswith(seen) for seen in visible)
-
-
 def _input_line(instance: Instance, path: str) -> str:
     return f'"{path}" exists but is not an input of "{instance.name}": {inputs_line(path, instance.step)}'
 
@@ -165,20 +160,3 @@ def _program(name: str, instance: Instance) -> str | None:
             line = root_line(top, f" and path = [{string(directory)}]")
             return f'"{name}" is at {path}, outside of the step\'s PATH: {line}'
     return None
-
-
-def undeclared_arguments(
-    instance: Instance, shown: str, root: str, *, visible: Collection[str], roots: Collection[str]
-) -> list[str]:
-    """Warnings for words of a command that are existing files of the workspace which the step will not see."""
-    known = {*visible, *instance.outputs, instance.depfile, instance.stdin.path if instance.stdin else None}
-    found = []
-    for word in dict.fromkeys(_WORD.findall(shown)):  # Roughly the shell's words: it is only a warning.
-        if word in known or word[0] in "-/" or "=" in word or not word.strip("./"):
-            continue
-        path = posixpath.normpath(posixpath.join(instance.cwd, word))
-        if path.startswith("..") or path in known or not os.path.isfile(os.path.join(root, path)):
-            continue
-        if not _covered(path, visible) and not _covered(path, instance.outputs) and not is_within(path, roots):
-            found.append(f'the command of "{instance.name}" names "{path}", which exists but is not among its inputs')
-    return found

@@ -7,7 +7,6 @@ that is a symlink is ever followed, and nothing laid out shares an inode with th
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -244,6 +243,8 @@ class Layout:
         """Moves something that is not ours to `.requiem/displaced/RUN/`."""
         target = os.path.join(self.root, DOT, "displaced", self._run, path)
         os.makedirs(os.path.dirname(target), exist_ok=True)
+        import shutil
+
         shutil.move(os.path.join(self.root, path), target)
         shown = os.path.relpath(target, self.root)
         self._warn(f'"{path}" was not made by Requiem and stood in an output\'s place: moved to {shown}')
@@ -340,6 +341,8 @@ def _remove(path: str) -> None:
     except FileNotFoundError:
         pass
     except (IsADirectoryError, PermissionError):
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
 
 

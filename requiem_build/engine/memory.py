@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import marshal
 import os
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -40,6 +41,51 @@ class Remembered:
 
 V = TypeVar("V")
 
+_AT = 12
+"""Hexadecimal digits of a place in a file's rows."""
+UNPACK_AFTER = 100
+"""So many questions take as long as to unpack all."""
+
+
+class PackedRows:
+    """Rows as they are written down, of which a few are asked for: one text that is searched, nothing taken apart.
+
+    Each name stands between two noughts and one; then comes where its row begins and ends.
+    """
+
+    def __init__(self, index: str, count: int, rows: memoryview) -> None:
+        self._index = index
+        self._rows = rows
+        self.count = count
+
+    @staticmethod
+    def pack(rows: Mapping[str, bytes]) -> tuple[str, int, bytes] | None:
+        """What makes one; None if a name holds what tells names apart."""
+        if any("\0" in name for name in rows):
+            return None
+        parts, end = [], 0
+        for name, row in rows.items():
+            begin, end = end, end + len(row)
+            parts.append(f"\0\0{name}\0{begin:0{_AT}x}{end:0{_AT}x}")
+        return "".join(parts), len(parts), b"".join(rows.values())
+
+    def find(self, name: str) -> bytes | None:
+        if "\0" in name:
+            return None
+        at = self._index.find(f"\0\0{name}\0")
+        if at < 0:
+            return None
+        at += len(name) + 3
+        begin, end = self._index[at : at + _AT], self._index[at + _AT : at + 2 * _AT]
+        return bytes(self._rows[int(begin, 16) : int(end, 16)])
+
+    def unpacked(self) -> dict[str, bytes]:
+        found = {}
+        for each in self._index.split("\0\0")[1:]:
+            name, _, place = each.partition("\0")
+            found[name] = bytes(self._rows[int(place[:_AT], 16) : int(place[_AT:], 16)])
+        return found
+
 
 class Rows(MutableMapping[str, V]):
     """A mapping of which most is never asked for: each value is marshalled by itself, until it is asked for.
@@ -47,17 +93,44 @@ class Rows(MutableMapping[str, V]):
     It knows what has been set or deleted since it was first written down, also by others who told of it (`changes`).
     """
 
-    def __init__(self, rows: dict[str, bytes], decode: Callable[[Any], V], encode: Callable[[V], Any]) -> None:
-        self._rows: dict[str, bytes | None] = rows  # type: ignore[assignment]  # Its own from now on.
+    def __init__(
+        self, rows: dict[str, bytes] | PackedRows, decode: Callable[[Any], V], encode: Callable[[V], Any]
+    ) -> None:
+        self._packed = rows if isinstance(rows, PackedRows) else None
+        self._unpacking = threading.Lock()
+        self._asked = 0
+        self._rows: dict[str, bytes | None] = {} if isinstance(rows, PackedRows) else {**rows}
+        """While there are packed ones, those that differ from these."""
         self._live: dict[str, V] = {}
         self._changed: set[str] = set()
         self._decode = decode
         self._encode = encode
 
+    def _all(self) -> dict[str, bytes | None]:
+        if self._packed is not None:
+            with self._unpacking:  # Other threads go on asking, and are answered all along.
+                for name, row in self._packed.unpacked().items() if self._packed is not None else ():
+                    self._rows.setdefault(name, row)
+                self._packed = None
+        return self._rows
+
+    def _find(self, name: str) -> bytes | None:
+        """Of one that is not live. Raises KeyError."""
+        packed = self._packed
+        if name in self._rows or packed is None:
+            return self._rows[name]
+        self._asked += 1
+        if self._asked > UNPACK_AFTER:
+            return self._all()[name]
+        row = packed.find(name)
+        if row is None:
+            raise KeyError(name)
+        return row
+
     def __getitem__(self, name: str) -> V:
         found = self._live.get(name)
         if found is None:
-            row = self._rows[name]
+            row = self._find(name)
             assert row is not None
             found = self._live[name] = self._decode(marshal.loads(row))
         return found
@@ -68,22 +141,31 @@ class Rows(MutableMapping[str, V]):
         self._changed.add(name)
 
     def __delitem__(self, name: str) -> None:
-        del self._rows[name]
+        del self._all()[name]
         self._live.pop(name, None)
         self._changed.add(name)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._rows
+        return name in self._all()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._all())
+
+    def has_all(self, names: Iterable[str]) -> bool:
+        return all(map(self._all().__contains__, names))
 
     def changes(self) -> dict[str, bytes | None]:
         """What has changed, as rows; None for what is gone."""
-        return {name: self._row(name) if name in self._rows else None for name in self._changed}
+        found: dict[str, bytes | None] = {}
+        for name in self._changed:
+            try:
+                found[name] = self._row(name)
+            except KeyError:
+                found[name] = None
+        return found
 
     def apply(self, changes: Mapping[str, bytes | None]) -> None:
         self._changed.update(changes)
@@ -91,7 +173,7 @@ class Rows(MutableMapping[str, V]):
             if row is not None:
                 self._rows[name] = row
             else:
-                self._rows.pop(name, None)
+                self._all().pop(name, None)
 
     def settle(self) -> None:
         """What it holds now is what is written down."""
@@ -99,15 +181,16 @@ class Rows(MutableMapping[str, V]):
 
     @property
     def changed_much(self) -> bool:
-        return len(self._changed) > CHANGED_MAX * len(self._rows)
+        there = len(self._rows) if self._packed is None else self._packed.count
+        return len(self._changed) > CHANGED_MAX * there
 
     def _row(self, name: str) -> bytes:
-        row = self._rows[name]
+        row = self._find(name)
         return marshal.dumps(self._encode(self._live[name])) if row is None else row
 
     def rows(self) -> dict[str, bytes]:
         encode, live = self._encode, self._live
-        return {name: marshal.dumps(encode(live[name])) if row is None else row for name, row in self._rows.items()}
+        return {name: marshal.dumps(encode(live[name])) if row is None else row for name, row in self._all().items()}
 
 
 @dataclass(slots=True)
@@ -126,9 +209,11 @@ class Memory:
 
 
 def load(dot: str, key: bytes) -> Memory:
-    value = sealed.load(_path(dot), key)
-    known, steps, failed, last_run, mark = value if value is not None else ({}, {}, {}, None, b"")
-    memory = Memory(Rows(known, _same, _same), Rows(steps, _remembered, _row), failed, last_run, mark)
+    found = sealed.load_long(_path(dot), key)
+    value, rows = found if found is not None else (({}, {}, {}, None, b""), memoryview(b""))
+    known, steps, failed, last_run, mark = value
+    there = PackedRows(known[0], known[1], rows) if isinstance(known, tuple) else known
+    memory = Memory(Rows(there, _same, _same), Rows(steps, _remembered, _row), failed, last_run, mark)
     later = sealed.load(_later_path(dot), key) if mark else None
     if later is not None and later[0] == mark:
         assert isinstance(memory.known, Rows) and isinstance(memory.steps, Rows)
@@ -150,7 +235,11 @@ def save(dot: str, key: bytes, memory: Memory) -> None:
         sealed.save(_later_path(dot), key, later)
         return
     memory.mark = os.urandom(16)
-    sealed.save(_path(dot), key, (known.rows(), steps.rows(), memory.failed, memory.last_run, memory.mark))
+    rows = known.rows()
+    packed = PackedRows.pack(rows)
+    index, tail = (packed[:2], packed[2]) if packed is not None else (rows, b"")
+    value = (index, steps.rows(), memory.failed, memory.last_run, memory.mark)
+    sealed.save_long(_path(dot), key, value, tail)
     known.settle()
     steps.settle()
     with suppress(OSError):

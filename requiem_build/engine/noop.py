@@ -10,6 +10,7 @@ import os
 import struct
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..core.digest import object_digest
@@ -18,7 +19,7 @@ from . import quick, sealed
 from .stamps import NOTHING, Stamp, is_racy, links_of, stamp_at, stamp_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from ..sandbox.system import HostSystem
     from .options import Options
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 
 RACY_MAX = 64
 RACY_BYTES_MAX = 1 << 20
+LATELY_MAX = 8
+SEARCHED_MAX = 16
+"""So many paths are searched for one by one before an index of all of them pays."""
 
 
 @dataclass(slots=True)
 class Written:
-    """The file's value. The first ten are all that `quick.py` looks at."""
+    """The file's value. The first eleven are all that `quick.py` looks at."""
 
     asked: tuple[object, ...]
     steps: int
@@ -46,6 +50,8 @@ class Written:
     stamps: bytes
     absent: list[str]
     witnesses: dict[str, str]
+    lately: list[int]
+    """What of `inside` had changed when it was last looked at, the latest first: most probably it is edited again."""
     last_run: str | None
     """The run whose memory these stamps belong to."""
     told: str | None
@@ -55,14 +61,27 @@ class Written:
     """Paths of the workspace, relative, that steps rest on also without naming them: not all who do so are known."""
     at_the_door: bytes | None = field(default=None, init=False)
     """The stamps that this process found before it began, if it looked and all were there."""
+    _asked: int = field(default=0, init=False)
     _numbers: dict[str, int] = field(default_factory=dict, init=False)
 
     def _number(self, root: str, path: str) -> int | None:
         """Where a path's stamp is; None if it is not here."""
+        name = path[len(root) + 1 :] if path.startswith(root + "/") else path
+        self._asked += 1
+        if self._asked <= SEARCHED_MAX:
+            with suppress(ValueError):
+                return self.inside.index(name)
+            with suppress(ValueError):
+                return len(self.inside) + self.outside.index(name)
+            return None
         if not self._numbers:
-            for number, name in enumerate((*self.inside, *self.outside)):
-                self._numbers[name] = number
-        return self._numbers.get(path[len(root) + 1 :] if path.startswith(root + "/") else path)
+            self._numbers = {each: number for number, each in enumerate((*self.inside, *self.outside))}
+        return self._numbers.get(name)
+
+    def note_changed(self, root: str, paths: Iterable[str]) -> None:
+        numbers = [self._number(root, path) for path in islice(paths, LATELY_MAX)]
+        inside = [number for number in numbers if number is not None and number < len(self.inside)]
+        self.lately = list(dict.fromkeys((*inside, *self.lately)))[:LATELY_MAX]
 
     def stamp(self, root: str, path: str) -> Stamp | None:
         number = self._number(root, path)
@@ -82,8 +101,8 @@ class Written:
         """Other stamps of paths, also of new ones. Raises struct.error."""
         stamps = bytearray(self.stamps)
         inside, outside = bytearray(), bytearray()
-        for path, stamp in seen.items():
-            number = self._number(root, path)
+        numbers = [self._number(root, path) for path in seen]
+        for number, (path, stamp) in zip(numbers, seen.items(), strict=True):
             packed = quick.packed(list(stamp))
             if number is not None:
                 stamps[number * quick.STAMP_BYTES : (number + 1) * quick.STAMP_BYTES] = packed
@@ -171,6 +190,7 @@ def remember(
             packed,
             absent,
             witnesses,
+            [],
             last_run,
             last_run,
             [],
@@ -222,7 +242,8 @@ def _at_the_door(path: str) -> tuple[tuple[Any, ...], bytes] | None:
     if not quick.seen:
         return None
     stamp, value, stamps = quick.seen.pop()
-    return (value, stamps) if stamp == quick.stamps_now([path]) else None
+    found = stamps()
+    return (value, found) if stamp == quick.stamps_now([path]) else None
 
 
 def renew(site: Site, written: Written, seen: Mapping[str, Stamp], stamps: Stamps, *, run: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -176,6 +175,8 @@ def drop_stand_in(site: Site, store: Store) -> None:
     """Once the store can be written again nothing needs it. Only for whoever holds the workspace's lock."""
     path = os.path.join(site.dot, STAND_IN)
     if store.below is None and os.path.lexists(path):
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -19,13 +19,14 @@ from ..core.instance import Instance
 from ..core.patterns import is_pattern, matches_any, unescape
 from ..core.request import Request
 from ..store.layout import Store
-from . import hints, lost
+from . import lost
 from .flights import Flights
 from .layout import Layout
 from .memory import Remembered
 from .rebuild import Built, Rebuilder, Wanted
 from .recollection import Recollection
 from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
+from .undeclared import undeclared_arguments
 from .workspace import InputChanged, Workspace
 
 SAME = "same request as"
@@ -351,7 +352,7 @@ class Performer:
 
     def _suspicious(self, instance: Instance, inputs: Inputs, shown: str, request: Request) -> list[str]:
         """Words of the command that name an existing file of the workspace which the step will not see."""
-        return hints.undeclared_arguments(
+        return undeclared_arguments(
             instance,
             shown,
             self.workspace.root,
@@ -416,6 +417,8 @@ class Performer:
         if ran is None:
             return ()
         text = (ran.stderr + b"\n" + ran.stdout).decode("utf-8", "replace") + "\n" + ran.failure
+        from . import hints
+
         found = hints.for_failure(
             instance,
             text,

@@ -18,6 +18,7 @@ from ..core.events import StepFinished
 from ..core.fields import dataclass, replace
 from ..core.instance import Instance, Plan
 from . import evidence, noop, plans, quick
+from .memory import Rows
 from .stamps import NOTHING, Stamp, Stamps, pack, stamp_at
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def look(site: Site, options: Options, question: plans.Question, memory: Memory)
     kept = plans.load(site.root, question, site.seal)
     if changed is None or kept is None:
         return None
+    written.note_changed(site.root, changed)
     return _part(site.root, written, kept, changed, memory)
 
 
@@ -254,7 +256,9 @@ def _reach(
     untouched = [
         number for number, place in enumerate(kept.places) if number not in numbers and place != plans.NO_PLACE
     ]
-    if any(kept.names[number] not in memory.steps for number in untouched):
+    steps = memory.steps
+    assert isinstance(steps, Rows)  # As it was read.
+    if not steps.has_all([kept.names[number] for number in untouched]):
         return None
     planned = kept.planned(instances)
     names = frozenset(kept.names[number] for number in lost)

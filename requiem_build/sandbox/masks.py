@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,6 +130,8 @@ def _publish(view: View, places: Places, path: str, mechanism: str) -> None:
             if not os.path.isdir(path):  # Another process made the same one meanwhile: it is as good.
                 raise
     finally:
+        import shutil
+
         shutil.rmtree(mine, ignore_errors=True)
 
 
@@ -182,6 +183,8 @@ def _copy(host: str, place: str, _: str) -> None:
     seen = os.stat(host)
     if not seen.st_mode & 0o004:
         return  # What nobody but root may read, a step may not either.
+    import shutil
+
     shutil.copyfile(host, place)
     os.chmod(place, stat.S_IMODE(seen.st_mode) & 0o755)
     os.utime(place, ns=(seen.st_mtime_ns, seen.st_mtime_ns))
@@ -222,4 +225,6 @@ def _tidy(folder: str) -> None:
         there = sorted(os.scandir(folder), key=lambda item: -item.stat().st_mtime)
         for item in there[KEPT_MAX:]:
             if now - item.stat().st_mtime > UNUSED_S_MAX:
+                import shutil
+
                 shutil.rmtree(item.path, ignore_errors=True)

@@ -108,6 +108,27 @@ def compress(content: bytes) -> bytes | None:
     return frame if len(frame) < len(content) else None
 
 
+class Packed:
+    """Bytes that come piece by piece: their name, and one zstd frame of all of them that has a checksum and no size."""
+
+    def __init__(self) -> None:
+        import zstandard
+
+        self._hasher = Hasher()
+        compressor = zstandard.ZstdCompressor(level=_LEVEL_OF_LARGE, write_checksum=True)
+        self._compressor: Any = compressor.compressobj()
+        self._frame: list[bytes] = []
+
+    def add(self, piece: bytes | memoryview) -> None:
+        self._hasher.update(piece)
+        self._frame.append(self._compressor.compress(piece))
+
+    def end(self) -> tuple[Digest, int, bytes]:
+        """Digest and size of the plain bytes, and the frame. Nothing can be added any more."""
+        self._frame.append(self._compressor.flush())
+        return self._hasher.digest(), self._hasher.size, b"".join(self._frame)
+
+
 def plain_pieces(descriptor: int, size: int, meta: Meta) -> Iterator[bytes]:
     """The plain pieces of a stored blob of `size` bytes, at most one byte more than there should be.
 

@@ -26,7 +26,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from copy import copy
 from pathlib import Path
 
 from ..core import canonical
@@ -152,6 +151,8 @@ class Store:
 
     def with_records(self, records: Records) -> Store:
         """The same store, whose records are found and filed in another way."""
+        from copy import copy
+
         other = copy(self)
         other.records = records
         other.outbox = Outbox(str(self.root), records, self.durability, refusal=self.refusal)

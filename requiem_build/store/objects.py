@@ -73,6 +73,16 @@ class Objects:
         """Stores what is seldom read (captured output, journals, lists), compressed where that pays."""
         return self.put(content, encoding=enc.ZSTD if len(content) >= COLD_MIN else enc.IDENTITY)
 
+    def put_packed(self, packed: enc.Packed) -> Digest | None:
+        """Stores what was packed on the way; not where that saved nothing. Raises EnvironmentFault."""
+        digest, size, frame = packed.end()
+        if len(frame) >= size:
+            return None
+        if not self._writer.holds(digest, size):
+            with self.place.writing(digest, size):
+                self._writer.insist(lambda: self._writer.put_frame(digest, size, frame))
+        return digest
+
     def put_file(self, fd: int, *, expect_size: int | None = None, size_max: int | None = None) -> tuple[Digest, int]:
         """Copies a regular file from its beginning into the store while hashing what is copied.
 

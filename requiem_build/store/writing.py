@@ -61,6 +61,10 @@ class Writer:
         if frame is None:
             self._publish(digest, self._write(content), plain_meta(digest, size))
             return
+        self.put_frame(digest, size, frame)
+
+    def put_frame(self, digest: Digest, size: int, frame: bytes) -> None:
+        """Writes an object that is not there as its zstd frame, which is smaller than it. Raises OSError."""
         meta = Meta(digest, enc.ZSTD, size, len(frame), object_digest(frame)).encoded
         for _ in range(len(reading.TRIES_S)):
             self._publish(digest, self._write(frame), meta)

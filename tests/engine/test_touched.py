@@ -283,9 +283,9 @@ def test_what_the_door_saw_of_another_state_is_not_believed(settled: Project, mo
     value = tuple(getattr(written, name) for name in written.__match_args__)
     settled.write("in.txt", "other\n")
     now = quick.stamps_now([quick.memory_path(str(settled.root))])
-    monkeypatch.setattr(quick, "seen", [(bytes(len(now)), value, written.stamps)])
+    monkeypatch.setattr(quick, "seen", [(bytes(len(now)), value, lambda: written.stamps)])
     assert looked_at(settled) == {"fed"}
-    monkeypatch.setattr(quick, "seen", [(now, value, written.stamps)])
+    monkeypatch.setattr(quick, "seen", [(now, value, lambda: written.stamps)])
     assert looked_at(settled) == set(), "the control: what was seen of this state is not looked at again"
 
 
@@ -534,9 +534,9 @@ def test_a_brief_build_leaves_what_a_full_one_would(tmp_path: Path, number: int)
 @pytest.mark.parametrize("room", [True, False], ids=["processes", "no-room-for-one"])
 def test_several_processes_see_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
     monkeypatch.setattr(quick, "SHARE_MIN", 2)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(quick.system, "cpu_count", lambda: 3)
     if not room:
-        monkeypatch.setattr(os, "fork", Mock(side_effect=BlockingIOError))
+        monkeypatch.setattr(quick.system, "fork", Mock(side_effect=BlockingIOError))
     paths = [str(tmp_path / str(number)) for number in range(10)]
     for path in paths:
         Path(path).write_text(path)
