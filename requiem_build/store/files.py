@@ -324,13 +324,15 @@ class Scratch:
 _NAME = re.compile(r"([0-9a-f]{12})\.(\d{1,10})\.(\d{1,20})\.\d+")
 
 
+def is_of_the_dead(name: str) -> bool | None:
+    """Whether the process of this host that gave such a name is dead, or its number another's; None if unknown."""
+    parts = _NAME.fullmatch(name)
+    return None if parts is None or parts[1] != _here() else _started(int(parts[2])) != parts[3]
+
+
 def _abandoned(item: os.DirEntry[str], now: float) -> bool:
-    parts = _NAME.fullmatch(item.name)
-    if parts is not None and parts[1] == _here() and _started(int(parts[2])) != parts[3]:
-        return True  # Its maker is dead, or its number was given to another process.
-    if parts is not None and parts[1] == _here():
-        return False
-    return item.stat(follow_symlinks=False).st_mtime < now - STALE_S
+    dead = is_of_the_dead(item.name)
+    return item.stat(follow_symlinks=False).st_mtime < now - STALE_S if dead is None else dead
 
 
 @cache

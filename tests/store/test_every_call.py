@@ -325,7 +325,8 @@ def of_its_store(operation: Operation, project: Project) -> Iterator[str]:
 
 
 def of_what_is_left(project: Project) -> Iterator[str]:
-    Store(project.root / ".cas")  # The next opening sweeps.
+    with Store(project.root / ".cas").lease():
+        pass  # Whoever comes next sweeps.
     for folder in (".cas/v2/tmp", ".cas/v2/leases", ".requiem/tmp", ".requiem/staged", ".requiem/displaced"):
         names = os.listdir(project.root / folder) if (project.root / folder).is_dir() else []
         if names:
