@@ -71,10 +71,16 @@ KINDS = tuple(CALLS)
 _ARM = platform.machine() == "aarch64"
 HERE = platform.machine() in ("x86_64", "aarch64")
 _FLAGS_AT = {"open": 1, "openat": 2}
-_PATH_AT = {"open": 0, "rename": 0, "mkdir": 0, "unlink": 0, "rmdir": 0, "link": 0, "symlink": 1, "chmod": 0} | {
-    name: 1
-    for name in ("openat", "renameat", "renameat2", "mkdirat", "unlinkat", "linkat", "fchmodat", "utimensat")
-}
+_PATH_AT = {
+    "open": 0,
+    "rename": 0,
+    "mkdir": 0,
+    "unlink": 0,
+    "rmdir": 0,
+    "link": 0,
+    "symlink": 1,
+    "chmod": 0,
+} | dict.fromkeys(("openat", "renameat", "renameat2", "mkdirat", "unlinkat", "linkat", "fchmodat", "utimensat"), 1)
 
 _RECEIVE, _SEND = 0xC0502100, 0xC0182101
 _NOTIFIED = struct.Struct("=QIIiIQ6Q")
@@ -153,7 +159,9 @@ def run(
         (pid,) = array.array("q", told)
         judge = _Judge(listener, pid, kinds, point, fault)
         try:
-            code, (out, err), left = _attend(judge, ours, [reading for reading, _ in pipes], time.monotonic() + timeout_s)
+            code, (out, err), left = _attend(
+                judge, ours, [reading for reading, _ in pipes], time.monotonic() + timeout_s
+            )
         finally:
             os.close(listener)
             for reading, _ in pipes:

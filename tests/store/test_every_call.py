@@ -176,7 +176,9 @@ OPERATIONS = {
     "build after an edit": Operation(("build",), edited, text="other\n"),
     "build restores": Operation(("build",), lost, others=False),
     "put": Operation(("cas", "put", "large.bin"), with_put, put_is_whole, ("cas", "put", "large.bin"), others=False),
-    "gc": Operation(("cas", "gc", "--max-age", "1000h"), grown, again=("cas", "gc", "--max-age", "1000h"), others=False),
+    "gc": Operation(
+        ("cas", "gc", "--max-age", "1000h"), grown, again=("cas", "gc", "--max-age", "1000h"), others=False
+    ),
     "verify --repair": Operation(("cas", "verify", "--repair"), damaged, again=("cas", "verify")),
     "migrate": Operation(("cas", "migrate"), of_format_1, all_are_kept, ("cas", "migrate"), others=False),
 }
