@@ -6,6 +6,7 @@ that is a symlink is ever followed, and nothing laid out shares an inode with th
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -23,6 +24,7 @@ from .stamps import Stamp, Stamps, stamp_at, stamp_of
 from .workspace import DOT
 
 _SOMETHING_ELSE = object()
+_AT_CWD, _RENAME_EXCHANGE = -100, 2
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -172,10 +174,20 @@ class Layout:
                         pending.append((path, f"{later}/{name}", entry.digest))
 
     def _swap(self, new: str, full: str, path: str) -> None:
+        """What stands there is the old one or the new one, at any moment where the system can exchange the two."""
+        if not os.path.lexists(full):
+            os.rename(new, full)
+            return
+        if _exchange(new, full):
+            _remove(new)
+            return
         old = self._temporary(os.path.dirname(full))
-        with suppress(FileNotFoundError):
-            os.rename(full, old)
-        os.rename(new, full)
+        os.rename(full, old)
+        try:
+            os.rename(new, full)
+        except OSError:
+            os.rename(old, full)
+            raise
         _remove(old)
 
     def _clear_the_way(self, path: str, full: str) -> None:
@@ -332,6 +344,22 @@ class Layout:
         if directory not in self._near:
             self._near[directory] = os.stat(directory).st_dev == os.stat(self._tmp).st_dev
         return os.path.join(self._tmp, name) if self._near[directory] else os.path.join(directory, f".requiem-{name}")
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Both exist and change places in one step; False where system or file system cannot do that. Raises OSError."""
+    try:
+        import ctypes
+
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (ImportError, AttributeError):  # Not Linux, or a C library from before 2018.
+        return False
+    if rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), one, None, other)
 
 
 def _remove(path: str) -> None:
