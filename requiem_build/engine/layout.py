@@ -25,6 +25,7 @@ from .workspace import DOT
 
 _SOMETHING_ELSE = object()
 _AT_CWD, _RENAME_EXCHANGE = -100, 2
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -131,7 +132,7 @@ class Layout:
                     self._write_tree(temporary, entry, full)
             if isinstance(entry, Tree):
                 self._swap(temporary, full, path)
-                self._stamps.tree(full)
+                self._stamps.note_directory(full, stamp_at(full))
             else:
                 os.rename(temporary, full)
                 self._stamps.note(full, entry, stamp_at(full))
@@ -141,17 +142,16 @@ class Layout:
                 f'cannot lay out "{path}"', facts=[("cause", error.strerror or str(error)), ("path", full)]
             ) from error
 
-    def _write_file(self, target: str, entry: File) -> Stamp:
+    def _write_file(self, target: str, entry: File, directory: int | None = None) -> Stamp:
+        """`target` is below the open `directory`, if there is one, and does not exist."""
         mode = 0o777 if entry.executable else 0o666
-        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = os.open(target, _NEW, mode, dir_fd=directory)
         try:
-            content = self._blobs.held(entry.digest)
-            if content is None and entry.size <= EACH_MAX:
-                content = self._blobs.get(entry.digest)
-            if content is not None:
-                view = memoryview(content)
-                while view:
-                    view = view[os.write(descriptor, view) :]
+            if entry.size <= EACH_MAX:
+                content = self._blobs.glance(entry.digest)
+                done = os.write(descriptor, content)
+                while done < len(content):
+                    done += os.write(descriptor, memoryview(content)[done:])
             else:
                 self._blobs.objects.copy_to(entry.digest, descriptor)
             return stamp_of(os.fstat(descriptor))
@@ -161,17 +161,28 @@ class Layout:
     def _write_tree(self, target: str, tree: Tree, full: str) -> None:
         """Writes a directory that will be renamed to `full`, which changes no stamp of what is in it."""
         pending: list[tuple[str, str, Digest]] = [(target, full, tree.digest)]
-        for directory, later, digest in pending:
-            os.mkdir(directory)
-            for name, entry in parse_tree(self._blobs.get(digest)):
-                path = f"{directory}/{name}"
-                match entry:
-                    case File():
-                        self._stamps.note(f"{later}/{name}", entry, self._write_file(path, entry))
-                    case Link():
-                        os.symlink(entry.target, path)
-                    case Tree():
-                        pending.append((path, f"{later}/{name}", entry.digest))
+        for place, later, digest in pending:
+            os.mkdir(place)
+            directory = os.open(place, _DIRECTORY)
+            try:
+                for name, entry in parse_tree(self._blobs.get(digest)):
+                    match entry:
+                        case File():
+                            self._stamps.note_new(f"{later}/{name}", entry, self._write_file(name, entry, directory))
+                        case Link():
+                            os.symlink(entry.target, name, dir_fd=directory)
+                            self._stamps.note_new(
+                                f"{later}/{name}",
+                                entry,
+                                stamp_of(os.stat(name, dir_fd=directory, follow_symlinks=False)),
+                            )
+                        case Tree():
+                            pending.append((f"{place}/{name}", f"{later}/{name}", entry.digest))
+            finally:
+                os.close(directory)
+        for place, later, _ in pending[1:]:
+            self._stamps.reached.add(later)
+            self._stamps.note_directory(later, stamp_at(place))
 
     def _swap(self, new: str, full: str, path: str) -> None:
         """What stands there is the old one or the new one, at any moment where the system can exchange the two."""
