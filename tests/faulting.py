@@ -99,7 +99,6 @@ GONE_S = 30
 class Fault:
     """What happens at the N-th call; `onward`: and at each later one that is asked about and meets a file."""
 
-    name: str
     number: int | None = None
     """The errno; None kills."""
     onward: bool = False
@@ -192,16 +191,17 @@ class _Judge:
             raise
         identity, thread, _, number, _, _, *arguments = _NOTIFIED.unpack(buffer)
         whose = ENGINE if self._process_of(thread) == self.engine else OTHERS
-        failing = False
+        failing = asked = False
         for kind, names in self.kinds.items():
             name = names.get(number)
             if name is None or (kind == "create" and not arguments[_FLAGS_AT[name]] & os.O_CREAT):
                 continue
             self.counts[whose, kind] += 1
+            asked = True
             failing = failing or self._is_meant(whose, kind)
-        told = self._describe(thread, number, arguments) if failing or self._reached else ""
-        if self._reached and self.fault is not None and self.fault.onward:
-            failing = "/" in told  # A pipe is on no disk.
+        told = self._describe(thread, number, arguments) if failing or (asked and self._reached) else ""
+        if asked and self._reached and self.fault is not None and self.fault.onward:
+            failing = "/" in told and "/dev/" not in told.replace("/dev/shm/", "")  # Pipes and devices are on no disk.
         self._reached = self._reached or failing
         if failing:
             self.met.append(f"{whose} {told}")
