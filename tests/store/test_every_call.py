@@ -229,7 +229,12 @@ class Loop:
         """In the ordinary suite a few of them, of other kinds for other operations."""
         _, whole = self.meet(None, kinds)
         assert whole.code in (0, 3), whole
-        every = [Point(whose, kind, nth) for kind in kinds for nth in range(1, whole.counts[whose, kind] + 1)]
+        every = [
+            Point(whose, kind, nth)
+            for kind in kinds
+            # What a fork opens first is its standard input, before it becomes a command.
+            for nth in range(2 if kind == "open" else 1, whole.counts[whose, kind] + 1)
+        ]
         few = 1 if self.fault.endswith("on") or whose == OTHERS else 2
         if EXHAUSTIVE or len(every) <= few:
             return every
