@@ -20,7 +20,8 @@ VECTORS = Path(os.environ.get("REQUIEM_VECTORS", ROOT.parent / "shared" / "vecto
 
 ONCE = (
     *("differences/", "formats/", "manifest/", "plan/", "test_architecture.py", "test_fields.py"),
-    *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "exhaustive")),
+    *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "every_call")),
+    "store/test_exhaustive.py",
     *(f"store/test_{name}.py" for name in ("kill", "many", "migrate", "model", "packs", "records", "runs", "seals")),
     *(f"engine/test_{name}.py" for name in ("attest", "forgeries", "frontier", "mutations", "packing", "policy")),
     *(f"engine/test_{name}.py" for name in ("replay", "reproduce", "signed_verdicts", "trust")),

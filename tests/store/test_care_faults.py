@@ -154,7 +154,9 @@ def test_killed_or_refused_at_each_system_call(
         root = tmp_path / "run"
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(template, root, symlinks=True)
-        return root, run_python(program, str(root), under=(strace, "-f", "-qq", "-o", str(log), *options))
+        return root, run_python(
+            program, str(root), under=(strace, "-f", "--seccomp-bpf", "-qq", "-o", str(log), *options)
+        )
 
     _, whole = run("-e", f"trace={','.join(CALLS)}")
     assert whole.stdout == "done\n", whole.stderr
