@@ -28,7 +28,7 @@ class Behind:
         self.hasher = Hasher()
         self._descriptor = descriptor
         self._reached: SimpleQueue[int | None] = SimpleQueue()
-        self._failure: BaseException | None = None
+        self._failure: OSError | MemoryError | None = None
         self._thread = Thread(target=self._follow, name="requiem-hash", daemon=True)
         self._thread.start()
 
@@ -46,7 +46,7 @@ class Behind:
                     if filled == 0:
                         raise OSError(f"a file of {end} bytes ends after {self.hasher.size}")
                     self.hasher.update(wanted[:filled])
-        except BaseException as error:  # Also where memory ends: half a file must never be taken for all of it.
+        except (OSError, MemoryError) as error:  # Half a file must never be taken for all of it.
             self._failure = error
 
     def __enter__(self) -> Behind:
