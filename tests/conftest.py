@@ -40,7 +40,8 @@ _judge_iris_on_demand()
 
 ONCE = (
     *("differences/", "formats/", "manifest/", "plan/", "test_architecture.py", "test_fields.py"),
-    *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "exhaustive")),
+    *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "every_call")),
+    "store/test_exhaustive.py",
     *(f"store/test_{name}.py" for name in ("kill", "many", "migrate", "model", "packs", "records", "runs", "seals")),
     *(f"engine/test_{name}.py" for name in ("admission", "attest", "discovered", "forgeries", "frontier", "hints")),
     *(f"engine/test_{name}.py" for name in ("lent_slots", "many_builds", "memory", "mutations", "packing", "policy")),

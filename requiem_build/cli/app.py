@@ -12,6 +12,7 @@ from contextlib import suppress
 from .. import __version__
 from ..core.digest import IS_FALLBACK
 from ..core.errors import EnvironmentFault, Interrupted, RequiemError
+from ..store.files import hint_of
 from .console import ReaderGone, print_error, write_err, write_out
 from .globals import Globals, split
 
@@ -40,14 +41,24 @@ def run(arguments: list[str], *, plain: bool = False) -> int:
         return _interrupted(shared)
     except ReaderGone:
         return 128 + signal.SIGPIPE
-    except RecursionError as error:
-        return _bug(error, shared)
-    except OSError as error:
-        return _fail(_environment_fault(error), shared)
-    except (ImportError, AttributeError, NotImplementedError) as error:
-        return _bug(error, shared) if sys.platform != "win32" else _fail(_not_on_windows(error, arguments), shared)
     except Exception as error:
-        return _bug(error, shared)
+        refused = _translated(error, arguments)
+        return _bug(error, shared) if refused is None else _fail(refused, shared)
+
+
+def _translated(error: Exception, arguments: list[str]) -> RequiemError | None:
+    """What a foreign exception means where the host refused something; None for a bug of ours."""
+    if isinstance(error, OSError):
+        return _environment_fault(error)
+    if isinstance(error, MemoryError):
+        return _out_of(errno.ENOMEM)
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return _out_of(errno.EAGAIN)
+    if isinstance(error, ImportError) and (number := _refused_at_import(error)):
+        return _out_of(number)
+    if sys.platform == "win32" and isinstance(error, ImportError | AttributeError | NotImplementedError):
+        return _not_on_windows(error, arguments)
+    return None
 
 
 def _interrupted(shared: Globals) -> int:
@@ -71,7 +82,23 @@ def _not_on_windows(error: Exception, words: list[str]) -> EnvironmentFault:
     )
 
 
+def _out_of(number: int) -> RequiemError:
+    what = {errno.ENOMEM: "not enough memory", errno.EAGAIN: "no thread can be started"}
+    return _environment_fault(OSError(number, what.get(number, os.strerror(number).lower())))
+
+
+def _refused_at_import(error: ImportError) -> int | None:
+    """What the host refused when a module was to be loaded, if that is why it is not: the loader says it in words."""
+    text = str(error).lower()
+    numbers = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EIO)
+    if "failed to map segment" in text:
+        return errno.ENOMEM
+    return next((number for number in numbers if os.strerror(number).lower() in text), None)
+
+
 def _fail(error: RequiemError, shared: Globals) -> int:
+    if error.hint is None and isinstance(error, EnvironmentFault) and isinstance(error.__cause__, OSError):
+        error.hint = hint_of(error.__cause__.errno)
     with suppress(OSError, ReaderGone):
         if shared.json:
             write_out(_document(error))
@@ -88,10 +115,13 @@ def _environment_fault(error: OSError) -> RequiemError:
         errno.EROFS: "read-only file system",
         errno.EACCES: "permission denied",
         errno.EPERM: "permission denied",
+        errno.ENOMEM: "not enough memory",
     }.get(error.errno or 0, error.strerror or str(error))
     named = isinstance(error.filename, str | bytes)
     facts = [("path", os.fsdecode(error.filename))] if named else []
-    return EnvironmentFault(what, facts=facts)
+    fault = EnvironmentFault(what, facts=facts)
+    fault.__cause__ = error
+    return fault
 
 
 def _bug(error: BaseException, shared: Globals) -> int:

@@ -245,9 +245,10 @@ class _Run:
             yield
         except BaseException as error:
             code = error.exit_code if isinstance(error, RequiemError) else RequiemError.exit_code
-            if self.journal is not None and isinstance(error, RequiemError):
-                self.journal(Warned(error.what))
-            with suppress(RequiemError):  # The error that ended the run is the one to tell of.
+            # The error that ended the run is the one to tell of; where the disk is full, no journal can be ended.
+            with suppress(RequiemError, OSError, ValueError):
+                if self.journal is not None and isinstance(error, RequiemError):
+                    self.journal(Warned(error.what))
                 self._end_journal(ok=False, exit_code=code)
             raise
 

@@ -6,6 +6,7 @@ that is a symlink is ever followed, and nothing laid out shares an inode with th
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -22,6 +23,8 @@ from .stamps import Stamp, Stamps, stamp_at, stamp_of
 from .workspace import DOT
 
 _SOMETHING_ELSE = object()
+_AT_CWD, _RENAME_EXCHANGE = -100, 2
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -128,7 +131,7 @@ class Layout:
                     self._write_tree(temporary, entry, full)
             if isinstance(entry, Tree):
                 self._swap(temporary, full, path)
-                self._stamps.tree(full)
+                self._stamps.note_directory(full, stamp_at(full))
             else:
                 os.rename(temporary, full)
                 self._stamps.note(full, entry, stamp_at(full))
@@ -138,17 +141,16 @@ class Layout:
                 f'cannot lay out "{path}"', facts=[("cause", error.strerror or str(error)), ("path", full)]
             ) from error
 
-    def _write_file(self, target: str, entry: File) -> Stamp:
+    def _write_file(self, target: str, entry: File, directory: int | None = None) -> Stamp:
+        """`target` is below the open `directory`, if there is one, and does not exist."""
         mode = 0o777 if entry.executable else 0o666
-        descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = os.open(target, _NEW, mode, dir_fd=directory)
         try:
-            content = self._blobs.held(entry.digest)
-            if content is None and entry.size <= EACH_MAX:
-                content = self._blobs.get(entry.digest)
-            if content is not None:
-                view = memoryview(content)
-                while view:
-                    view = view[os.write(descriptor, view) :]
+            if entry.size <= EACH_MAX:
+                content = self._blobs.glance(entry.digest)
+                done = os.write(descriptor, content)
+                while done < len(content):
+                    done += os.write(descriptor, memoryview(content)[done:])
             else:
                 self._blobs.objects.copy_to(entry.digest, descriptor)
             return stamp_of(os.fstat(descriptor))
@@ -158,23 +160,44 @@ class Layout:
     def _write_tree(self, target: str, tree: Tree, full: str) -> None:
         """Writes a directory that will be renamed to `full`, which changes no stamp of what is in it."""
         pending: list[tuple[str, str, Digest]] = [(target, full, tree.digest)]
-        for directory, later, digest in pending:
-            os.mkdir(directory)
-            for name, entry in parse_tree(self._blobs.get(digest)):
-                path = f"{directory}/{name}"
-                match entry:
-                    case File():
-                        self._stamps.note(f"{later}/{name}", entry, self._write_file(path, entry))
-                    case Link():
-                        os.symlink(entry.target, path)
-                    case Tree():
-                        pending.append((path, f"{later}/{name}", entry.digest))
+        for place, later, digest in pending:
+            os.mkdir(place)
+            directory = os.open(place, _DIRECTORY)
+            try:
+                for name, entry in parse_tree(self._blobs.get(digest)):
+                    match entry:
+                        case File():
+                            self._stamps.note_new(f"{later}/{name}", entry, self._write_file(name, entry, directory))
+                        case Link():
+                            os.symlink(entry.target, name, dir_fd=directory)
+                            self._stamps.note_new(
+                                f"{later}/{name}",
+                                entry,
+                                stamp_of(os.stat(name, dir_fd=directory, follow_symlinks=False)),
+                            )
+                        case Tree():
+                            pending.append((f"{place}/{name}", f"{later}/{name}", entry.digest))
+            finally:
+                os.close(directory)
+        for place, later, _ in pending[1:]:
+            self._stamps.reached.add(later)
+            self._stamps.note_directory(later, stamp_at(place))
 
     def _swap(self, new: str, full: str, path: str) -> None:
+        """What stands there is the old one or the new one, at any moment where the system can exchange the two."""
+        if not os.path.lexists(full):
+            os.rename(new, full)
+            return
+        if _exchange(new, full):
+            _remove(new)
+            return
         old = self._temporary(os.path.dirname(full))
-        with suppress(FileNotFoundError):
-            os.rename(full, old)
-        os.rename(new, full)
+        os.rename(full, old)
+        try:
+            os.rename(new, full)
+        except OSError:
+            os.rename(old, full)
+            raise
         _remove(old)
 
     def _clear_the_way(self, path: str, full: str) -> None:
@@ -333,6 +356,22 @@ class Layout:
         if directory not in self._near:
             self._near[directory] = os.stat(directory).st_dev == os.stat(self._tmp).st_dev
         return os.path.join(self._tmp, name) if self._near[directory] else os.path.join(directory, f".requiem-{name}")
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Both exist and change places in one step; False where system or file system cannot do that. Raises OSError."""
+    try:
+        import ctypes
+
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (ImportError, AttributeError):  # Not Linux, or a C library from before 2018.
+        return False
+    if rename(_AT_CWD, os.fsencode(one), _AT_CWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(number, os.strerror(number), one, None, other)
 
 
 def _remove(path: str) -> None:

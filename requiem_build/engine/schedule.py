@@ -5,14 +5,17 @@ It does not know what a step is: `begin` does the work, the frontier says what m
 
 from __future__ import annotations
 
+import errno
 import queue
 import threading
 from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
+from ..core.errors import EnvironmentFault
 from ..core.fields import dataclass
 from ..core.frontier import Frontier
 from ..core.instance import Plan
+from ..store.files import hint_of
 
 
 class Outcome(Protocol):
@@ -106,11 +109,24 @@ class Schedule(Generic[T]):
     def _hand_over(self, work: Work[T]) -> None:
         if self._running > len(self._threads):  # Else one of them waits, or will in a moment.
             thread = threading.Thread(target=self._work, name=f"requiem-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as error:  # No more threads are to be had: those that run do it all.
+                if not self._threads:
+                    raise EnvironmentFault("not even one thread can be started", hint=hint_of(errno.EAGAIN)) from error
+                self._workers = len(self._threads)
+            else:
+                self._threads.append(thread)
         self._waiting.put(work)
 
     def _work(self) -> None:
+        try:
+            self._work_on()
+        except BaseException as caught:  # Not a step's, but ours: memory has ended. Nobody may wait for this thread.
+            self._error = self._error or caught
+            self._ended.set()
+
+    def _work_on(self) -> None:
         while (work := self._waiting.get()) is not None:
             while work is not None:
                 name, rest = work

@@ -167,6 +167,15 @@ class Stamps:
         here = device is None or device == self._device
         self.known[path] = (stamp, not (self.fine and here) and is_racy(stamp, time.time_ns()), pack(entry))
 
+    def note_new(self, path: str, entry: Entry, stamp: Stamp) -> None:
+        """As `note`, of what was just made within a directory that a step names as a whole."""
+        self.reached.add(path)
+        self.note(path, entry, stamp)
+
+    def note_directory(self, path: str, stamp: Stamp) -> None:
+        """Remembers that a directory holds just what was noted of it when its stamp was so."""
+        self.seen[path] = stamp
+
     def forget(self, path: str) -> None:
         self.known.pop(path, None)
 

@@ -17,8 +17,8 @@ _PIECE = 256 << 10  # Stays in the processor's own cache between being read and 
 class Behind:
     """`with` a file that is being written from its beginning: `reached` says how far it is.
 
-    When the `with` ends, `hasher` has seen all of it. Raises RuntimeError where no thread can be had, and OSError at
-    the end if the file could not be read.
+    When the `with` ends, `hasher` has seen all of it. Raises RuntimeError where no thread can be had, and at the
+    end whatever kept the file from being read: OSError, MemoryError.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -28,7 +28,7 @@ class Behind:
         self.hasher = Hasher()
         self._descriptor = descriptor
         self._reached: SimpleQueue[int | None] = SimpleQueue()
-        self._failure: OSError | None = None
+        self._failure: OSError | MemoryError | None = None
         self._thread = Thread(target=self._follow, name="requiem-hash", daemon=True)
         self._thread.start()
 
@@ -46,7 +46,7 @@ class Behind:
                     if filled == 0:
                         raise OSError(f"a file of {end} bytes ends after {self.hasher.size}")
                     self.hasher.update(wanted[:filled])
-        except OSError as error:
+        except (OSError, MemoryError) as error:  # Half a file must never be taken for all of it.
             self._failure = error
 
     def __enter__(self) -> Behind:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..core.errors import EnvironmentFault, RequiemError
+from .files import fault
 
 Answer = Callable[[Any], None]
 """Hands a value that JSON can hold to the parent."""
@@ -61,7 +62,10 @@ def _fork(number: int, work: Callable[[int, Answer], None], children: dict[int, 
                 work(number, answer)
                 code = 0
             except RequiemError as error:
-                answer({"error": error.what})
+                answer({"error": error.what, "facts": error.facts, "hint": error.hint})
+            except OSError as error:
+                found = fault(error, "doing a part of the work", str(error.filename or ""))
+                answer({"error": found.what, "facts": found.facts, "hint": found.hint})
     finally:
         os._exit(code)
 
@@ -80,11 +84,15 @@ def _answers(children: dict[int, int]) -> Iterator[Any]:
                     os.close(descriptor)
                     _, status = os.waitpid(children.pop(descriptor), 0)
                     if status:
-                        raise EnvironmentFault("a process that was to help has ended before its work was done")
+                        raise EnvironmentFault(
+                            "a process that was to help has ended before its work was done",
+                            hint="it was killed (out of memory?), or what it said stands above: run the same again",
+                        )
                     continue
                 *lines, rest[descriptor] = (rest[descriptor] + piece).split(b"\n")
                 for line in lines:
                     value = json.loads(line)
                     if isinstance(value, dict) and "error" in value:
-                        raise EnvironmentFault(str(value["error"]))
+                        facts = [(str(label), str(text)) for label, text in value["facts"]]
+                        raise EnvironmentFault(str(value["error"]), facts=facts, hint=value["hint"])
                     yield value

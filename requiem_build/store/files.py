@@ -39,6 +39,21 @@ HOST_FAILED = (*_TOO_MANY, errno.EIO, errno.ENOMEM)
 """What no path that was given wrongly can cause."""
 
 
+_HINTS = {
+    **dict.fromkeys(NO_SPACE, "free some space there, then run the same again: nothing needs to be repaired"),
+    **dict.fromkeys(_TOO_MANY, "raise the limit with `ulimit -n`, or lower -j"),
+    **dict.fromkeys(_REFUSED, "look at its owner, its mode and how its file system is mounted"),
+    errno.EIO: "the disk or its file system fails: look into the kernel's log (dmesg), then run the same again",
+    errno.ENOMEM: "end other programs, lower -j, or raise the limit (ulimit -v, the container's): nothing is lost",
+    errno.EAGAIN: "raise the limit of processes and threads (ulimit -u, the container's), or lower -j",
+}
+
+
+def hint_of(number: int | None) -> str | None:
+    """What helps against a host's refusal, whatever was refused."""
+    return _HINTS.get(number or 0)
+
+
 class NotAFile(Exception):
     """What stands at a path is a link, a directory, a device or the like."""
 
@@ -70,7 +85,9 @@ def fault(error: OSError, doing: str, place: str, *, needs: int | None = None) -
             f"too many open files while {doing}", facts=[cause], hint="raise the limit with `ulimit -n`, or lower -j"
         )
     path = error.filename2 or error.filename or place
-    return EnvironmentFault(f"the host failed while {doing}", facts=[("path", str(path)), cause])
+    return EnvironmentFault(
+        f"the host failed while {doing}", facts=[("path", str(path)), cause], hint=hint_of(error.errno)
+    )
 
 
 def _ownership(path: str) -> list[Fact]:
@@ -324,13 +341,15 @@ class Scratch:
 _NAME = re.compile(r"([0-9a-f]{12})\.(\d{1,10})\.(\d{1,20})\.\d+")
 
 
+def is_of_the_dead(name: str) -> bool | None:
+    """Whether the process of this host that gave such a name is dead, or its number another's; None if unknown."""
+    parts = _NAME.fullmatch(name)
+    return None if parts is None or parts[1] != _here() else _started(int(parts[2])) != parts[3]
+
+
 def _abandoned(item: os.DirEntry[str], now: float) -> bool:
-    parts = _NAME.fullmatch(item.name)
-    if parts is not None and parts[1] == _here() and _started(int(parts[2])) != parts[3]:
-        return True  # Its maker is dead, or its number was given to another process.
-    if parts is not None and parts[1] == _here():
-        return False
-    return item.stat(follow_symlinks=False).st_mtime < now - STALE_S
+    dead = is_of_the_dead(item.name)
+    return item.stat(follow_symlinks=False).st_mtime < now - STALE_S if dead is None else dead
 
 
 @cache

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .files import READ, Scratch, ensure_directory, entries
+from .files import READ, Scratch, ensure_directory, entries, is_of_the_dead
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 UNLOCKED_S = 86400
@@ -37,8 +37,15 @@ def held(base: str, scratch: Scratch) -> Iterator[None]:
 
 
 def _take(directory: str, scratch: Scratch) -> tuple[int, str]:
-    """Locked before it has its name: whoever sees a lease without a lock knows that its holder is dead."""
+    """Locked before it has its name: whoever sees a lease without a lock knows that its holder is dead.
+
+    What killed processes of this host left goes: a store that never grows over its size is never collected.
+    """
     ensure_directory(directory)
+    for item in entries(directory):
+        if is_of_the_dead(item.name):
+            with suppress(OSError):
+                os.unlink(item.path)
     descriptor, temporary = scratch.create()
     try:
         with suppress(OSError):

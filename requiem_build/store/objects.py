@@ -151,7 +151,7 @@ class Objects:
         return self._get(digest, size_max, is_use=False)
 
     def _get(self, digest: Digest, size_max: int | None, *, is_use: bool) -> bytes:
-        packed = self.packs.get(digest, is_use=is_use) if self.packs.hot_size(digest) is not None else None
+        packed = self.packs.hot_get(digest, is_use=is_use)
         if packed is None:
             plain = read_plain(self.place, digest, is_use=is_use)
             if plain is not None:

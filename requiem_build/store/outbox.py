@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from ..core.digest import Digest
 from ..core.errors import EnvironmentFault, RequiemError
@@ -80,8 +81,10 @@ class Outbox:
             self._waiting.append(_Waiting(request, result, record, path_set, diverged))
             if self._timer is None:
                 self._hurry.clear()
-                self._timer = threading.Thread(target=self._send_later, name="requiem-outbox", daemon=True)
-                self._timer.start()
+                timer = threading.Thread(target=self._send_later, name="requiem-outbox", daemon=True)
+                with suppress(RuntimeError, MemoryError):  # Without a thread of its own it waits for `flush`.
+                    timer.start()
+                    self._timer = timer
         if first is None:
             return Kept(record, request.encoded, result)
         return replace(first, diverged=diverged)

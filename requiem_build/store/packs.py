@@ -35,6 +35,10 @@ BYTES_MAX = 32 << 20
 OBJECT_MAX = 64 << 10
 """Larger files are worth two files of their own: the sandbox binds them as they lie."""
 
+TABLE_AFTER = 64
+TABLES_MAX = 4
+"""After so many questions a list of up to 64 Ki objects is made a table, which takes some milliseconds, and so many
+are kept."""
 _COUNT = struct.Struct("<Q")
 _ITEM = struct.Struct("<32sQQ")
 _HEAD = len(MAGIC) + _COUNT.size
@@ -71,8 +75,11 @@ class Pack:
         if low == len(self):
             return None
         found, offset, size = _ITEM.unpack_from(index, _HEAD + low * _ITEM.size)
-        inside = found == digest and size <= OBJECT_MAX and len(index) <= offset and offset + size <= self.size
-        return (offset, size) if inside else None
+        return (offset, size) if found == digest and self.is_inside(offset, size) else None
+
+    def is_inside(self, offset: int, size: int) -> bool:
+        """Whether an object may lie there."""
+        return size <= OBJECT_MAX and len(self.index) <= offset and offset + size <= self.size
 
     def items(self) -> Iterator[tuple[Digest, int, int]]:
         """Digest, offset and size of every object, by digest."""
@@ -115,6 +122,8 @@ class Packs:
         self._seen = -1
         self._known: dict[str, Pack] = {}
         self._hot: Pack | None = None
+        self._tables: dict[str, dict[str, tuple[int, int]]] = {}
+        self._asked = 0
         self._held: tuple[str, _Held] | None = None
         self._used: dict[str, float] = {}
         self._bad: set[tuple[str, Digest]] = set()
@@ -124,6 +133,7 @@ class Packs:
     def size_of(self, digest: Digest) -> int | None:
         """The size of an object that lies in some pack; its bytes are not read. Never raises."""
         for pack, _, size in self._holding(digest):
+            self._hot = pack  # What is asked for next lies there too, as a rule.
             self._note_use(pack)
             return size
         return None
@@ -131,8 +141,34 @@ class Packs:
     def hot_size(self, digest: Digest) -> int | None:
         """As `size_of`, by a look into the pack that was last read from alone: no system call."""
         hot = self._hot
-        found = hot.find(bytes.fromhex(digest)) if hot is not None and is_digest(digest) else None
+        found = self._find(hot, digest) if hot is not None and is_digest(digest) else None
         return found[1] if found is not None and hot is not None and (hot.name, digest) not in self._bad else None
+
+    def hot_get(self, digest: Digest, *, is_use: bool = True) -> bytes | None:
+        """As `get`, from the pack that was last read from alone; None also if its bytes turn out to be wrong."""
+        hot = self._hot
+        found = self._find(hot, digest) if hot is not None and is_digest(digest) else None
+        if hot is None or found is None or (hot.name, digest) in self._bad:
+            return None
+        content = self._read(hot, *found)
+        if content is None or object_digest(content) != digest:
+            return None
+        if is_use:
+            self._note_use(hot)
+        return content
+
+    def _find(self, pack: Pack, digest: Digest) -> tuple[int, int] | None:
+        """As `pack.find`; where much is asked for, a pack's list becomes a table."""
+        table = self._tables.get(pack.name)
+        if table is None:
+            self._asked += 1
+            if self._asked % TABLE_AFTER:
+                return pack.find(bytes.fromhex(digest))
+            while len(self._tables) >= TABLES_MAX:
+                self._tables.pop(next(iter(self._tables)), None)
+            table = {name: (offset, size) for name, offset, size in pack.items() if pack.is_inside(offset, size)}
+            self._tables[pack.name] = table
+        return table.get(digest)
 
     def get(self, digest: Digest, *, is_use: bool = True) -> bytes | None:
         """The verified bytes; None if no pack has them whole. A damaged pack is written anew without what is bad,
@@ -166,10 +202,10 @@ class Packs:
     def _holding(self, digest: Digest) -> Iterator[tuple[Pack, int, int]]:
         if not is_digest(digest):
             return
-        key, hot = bytes.fromhex(digest), self._hot
+        hot = self._hot
         self._refresh()
         for pack in ([hot] if hot is not None else []) + [pack for pack in self._known.values() if pack is not hot]:
-            found = pack.find(key)
+            found = self._find(pack, digest)
             if found is not None and pack.name in self._known and (pack.name, digest) not in self._bad:
                 yield pack, *found
 
@@ -235,6 +271,7 @@ class Packs:
 
     def _forget(self, pack: Pack) -> None:
         self._seen, self._held = -1, None
+        self._tables.pop(pack.name, None)
         if self._hot is pack:
             self._hot = None
 
@@ -257,6 +294,7 @@ class Packs:
     def _know_anew(self, name: str) -> None:
         """What was found out about a pack of that name was about another file."""
         self._seen, self._held, self._hot = -1, None, None
+        self._tables.pop(name, None)
         self._known = {other: pack for other, pack in self._known.items() if other != name}
         self._bad = {(other, digest) for other, digest in tuple(self._bad) if other != name}
 

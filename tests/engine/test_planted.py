@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from project import CACHE, Project
 
+from requiem_build.core.errors import EnvironmentFault
 from requiem_build.core.frontier import Frontier, plan_order
 from requiem_build.core.instance import Instance, Plan
 from requiem_build.engine import quick, sealed
@@ -321,3 +322,56 @@ def test_a_step_that_runs_on_after_the_stop_is_told_again() -> None:
         stop=stop,
     ).run()
     assert outcomes == [Ended(True)]
+
+
+def test_threads_that_cannot_be_started_leave_the_work_to_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that allows one thread more, and then none; the first is the outcome's own."""
+    start, given = threading.Thread.start, []
+
+    def refuse(thread: threading.Thread) -> None:
+        if given and thread.name.startswith("requiem-"):
+            raise RuntimeError("can't start new thread")
+        given.append(thread)
+        start(thread)
+
+    plan = Plan({name: Instance(name, name, ("true",), "true") for name in "abcdef"})
+    outcomes: list[str] = []
+
+    def go() -> None:
+        Schedule(
+            plan,
+            Frontier(plan, plan_order),
+            lambda name, needed: lambda: Ended(True),
+            workers=4,
+            keep_going=False,
+            settled=lambda name, outcome: outcomes.append(name),
+            stop=Stop(),
+        ).run()
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    go()
+    assert sorted(outcomes) == list("abcdef")
+    assert len(given) == 1
+    with pytest.raises(EnvironmentFault, match="not even one thread"):
+        go()
+
+
+def test_a_thread_that_dies_is_not_waited_for() -> None:
+    """Memory may end anywhere: here where what a step's work came to is taken."""
+    plan = Plan({"x": Instance("x", "x", ("true",), "true")})
+    frontier = Frontier(plan, plan_order)
+
+    def finish(*_: object, **__: object) -> list[str]:
+        raise MemoryError
+
+    frontier.finish = finish  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        Schedule(
+            plan,
+            frontier,
+            lambda name, needed: lambda: Ended(True),
+            workers=1,
+            keep_going=False,
+            settled=lambda name, outcome: None,
+            stop=Stop(),
+        ).run()

@@ -447,6 +447,19 @@ def test_a_lease_ends_with_its_holder_however_that_dies(store: Store) -> None:
     process.communicate()
 
 
+def test_what_a_killed_holder_left_goes_with_the_next_lease(store: Store) -> None:
+    """A store that never grows over its size is never collected."""
+    dead, living = hold(store.root), hold(store.root)
+    dead.send_signal(signal.SIGKILL)
+    dead.wait()
+    with store.lease():
+        assert len(os.listdir(store.root / "v2/leases")) == 2, "the living one's and this one's"
+    assert len(os.listdir(store.root / "v2/leases")) == 1
+    living.kill()
+    for process in (dead, living):
+        process.communicate()
+
+
 def test_the_oldest_of_several_leases_counts(store: Store) -> None:
     with store.lease():
         first = leases.oldest(f"{store.root}/v2")
