@@ -147,7 +147,7 @@ def run(
     pipes = [os.pipe() for _ in range(2)]
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     numbers = sorted({number for kind in kinds for number in names_of(kind)})
-    words = json.dumps([["requiem", *arguments], cwd, dict(environment), 0o022, numbers]).encode()
+    words = json.dumps([["requiem", *arguments], cwd, dict(environment), 0o022, "", numbers]).encode()
     assert len(words) <= forked.MESSAGE_MAX
     socket.send_fds(_server(os.getpid()), [words], [theirs.fileno(), *(writing for _, writing in pipes)])
     theirs.close()

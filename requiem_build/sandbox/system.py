@@ -69,7 +69,8 @@ def etc_entries(etc: str = "/etc") -> tuple[str, ...]:
 def _names(folder: str) -> list[str]:
     try:
         return os.listdir(folder)
-    except OSError:
+    except OSError as error:
+        _reason(error)
         return []
 
 
@@ -179,7 +180,8 @@ def _surveys(databases: Sequence[str], shown: Sequence[str]) -> dict[str, list[_
 def _lstat(path: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
-    except OSError:
+    except OSError as error:
+        _reason(error)
         return None
 
 
@@ -279,6 +281,11 @@ def _survey(top: str) -> list[_Entry]:
 
 
 def _reason(error: OSError) -> str:
+    """Why something cannot be seen. Raises EnvironmentFault for what is no fact of the path: too many open files."""
+    from ..store.files import HOST_FAILED, fault
+
+    if error.errno in HOST_FAILED:
+        raise fault(error, "looking at the host's system", str(error.filename or "/"))
     return errno.errorcode.get(error.errno or 0, "unknown")
 
 
@@ -314,7 +321,8 @@ def _describe(path: str, seen: os.stat_result | str | None, memory: Memory) -> b
         return _closed_file(name, seen)
     try:
         return kind + name + b"\0" + memory.digest(path, seen).encode()
-    except OSError:
+    except OSError as error:
+        _reason(error)
         return _closed_file(name, seen)
 
 
