@@ -93,6 +93,7 @@ ONE = CHAIN.split("[steps.two]", maxsplit=1)[0]
 MANY = "[steps.many]\ncommand = 'mkdir m; for i in $(seq 16); do echo $i > m/$i; done'\noutputs = ['m/']\n"
 
 
+@pytest.mark.timeout(600)
 def test_every_single_changed_byte_is_found(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "TRIES_S", (0.0,))  # Nobody else writes here: no reason to look again.
     run = built(project, ONE)

@@ -8,7 +8,11 @@ group only.
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import dataclass
+
+from requiem_build.core.programs import programs
+from requiem_build.sandbox.distribution import Distribution
 
 CLOCK, RANDOM, PARALLEL = {"clock"}, {"randomness"}, {"parallelism", "cpu count", "order"}
 BOTH = CLOCK | RANDOM | PARALLEL
@@ -178,13 +182,18 @@ STEADY = [
 
 
 def manifest(kinds: list[Kind]) -> str:
-    """Each kind as a step of its own."""
+    """Each kind as a step of its own. All see the same packages, so that those under one perturbation share a worker."""
+    tools: set[str] = set()
+    with tempfile.TemporaryDirectory() as cache:
+        distribution = Distribution(cache)
+        for each in kinds:
+            named = programs(["bash", "-c", each.command], {})
+            tools |= {*each.tools, *(name for name in named if "/" not in name and distribution.owner(name))}
     steps = []
     for each in kinds:
-        tools = [*each.tools, *(["python3"] if "python3" in each.command else [])]
         steps.append(
             f"[steps.{each.name}]\ncommand = '''{each.command}; mkdir -p o; mv out o/{each.name}'''\n"
-            f"tools = {json.dumps(tools)}\n"
+            f"tools = {json.dumps(sorted(tools))}\n"
             f'inputs = ["src/*.o"]\noutputs = ["o/{each.name}"]\n'
         )
     return "\n".join(steps)

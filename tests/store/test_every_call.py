@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import faulting
@@ -301,6 +301,9 @@ def met_by(loop: Loop, name: str, whose: str, fault: str) -> Iterator[str]:
             met += written.well[str(point)]
             continue
         project, ended = loop.meet(point, loop.kinds_for(point, kinds))
+        while not (ended.met or EXHAUSTIVE) and point.nth > 1:  # How many calls there are is up to chance, too.
+            point = replace(point, nth=point.nth // 2)  # noqa: PLW2901 - the point that is told is the one that was met
+            project, ended = loop.meet(point, loop.kinds_for(point, kinds))
         wrong = list(wrongs(loop.operation, project, ended, FAULTS[fault][0], point))
         written.add(point, ended, wrong)
         met += bool(ended.met)
