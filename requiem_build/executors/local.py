@@ -103,9 +103,10 @@ class LocalExecutor:
                     finished = sandbox.run(job)
                 except BaseException as error:
                     self._release(request, sandbox, healthy=False)
-                    if isinstance(error, EnvironmentFault | OSError):
-                        raise vanished(job, error) or error from error
-                    raise
+                    gone = vanished(job, error) if isinstance(error, EnvironmentFault | OSError) else None
+                    if gone is None:
+                        raise
+                    raise gone from error
                 duration_ms = round((time.monotonic() - started) * 1000)
         finally:
             self._slots.give_back()

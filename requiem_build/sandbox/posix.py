@@ -173,7 +173,10 @@ def _host_errors() -> Iterator[None]:
     except OSError as error:
         raise EnvironmentFault(
             "the inputs of a step cannot be laid out",
-            facts=[("path", str(error.filename)), ("error", os.strerror(error.errno or 0))],
+            facts=[
+                *([("path", os.fsdecode(error.filename))] if error.filename is not None else []),
+                ("cause", os.strerror(error.errno or 0)),
+            ],
         ) from error
 
 

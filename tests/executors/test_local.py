@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from requiem_build.core.digest import object_digest
+from requiem_build.core.errors import EnvironmentFault
 from requiem_build.core.policy import WORLD_ENVIRONMENT, Limits, Policy
 from requiem_build.core.request import SYSTEM_ROOT, Request
 from requiem_build.executors.base import Ran
@@ -87,3 +89,23 @@ def test_what_is_idle_is_closed_at_once_and_closing_is_repeatable(blobs: Blobs, 
     executor.close()
     with pytest.raises(AssertionError):
         kept.run(None)  # type: ignore[arg-type]
+
+
+def test_what_the_host_refused_is_known_to_whoever_tells_it(blobs: Blobs, tmp_path: Path) -> None:
+    """The hint hangs on it: the cause of a refusal was lost on its way."""
+
+    def boot(_: Request) -> Sandbox:
+        made = ProcessSandbox(str(tmp_path / "scratch"))
+        made._stage = staged_on_a_full_disk  # type: ignore[method-assign]
+        return made
+
+    executor = LocalExecutor(blobs, boot, workspace=str(tmp_path))
+    with pytest.raises(EnvironmentFault) as raised:
+        executor.execute(request_of("true", level="process"), {}, Limits())
+    executor.close()
+    assert isinstance(raised.value.__cause__, OSError) and raised.value.__cause__.errno == errno.ENOSPC
+    assert [label for label, _ in raised.value.facts] == ["cause"]
+
+
+def staged_on_a_full_disk(_: object) -> dict[str, tuple[int, int, int, int, int]]:
+    raise OSError(errno.ENOSPC, "No space left on device")
