@@ -43,9 +43,13 @@ ONCE = (
     *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "every_call")),
     "store/test_exhaustive.py",
     *(f"store/test_{name}.py" for name in ("kill", "many", "migrate", "model", "packs", "records", "runs", "seals")),
-    *(f"engine/test_{name}.py" for name in ("admission", "attest", "discovered", "forgeries", "frontier", "hints")),
-    *(f"engine/test_{name}.py" for name in ("lent_slots", "many_builds", "memory", "mutations", "packing", "policy")),
-    *(f"engine/test_{name}.py" for name in ("replay", "reproduce", "signed_verdicts", "touched", "trust")),
+    *(
+        f"engine/test_{name}.py"
+        for name in ("admission", "ahead_of_time", "attest", "discovered", "forgeries", "frontier")
+    ),
+    *(f"engine/test_{name}.py" for name in ("hints", "lent_slots", "linked", "many_builds", "memory", "mutations")),
+    *(f"engine/test_{name}.py" for name in ("package_hints", "packing", "planted", "policy", "replay", "reproduce")),
+    *(f"engine/test_{name}.py" for name in ("signed_verdicts", "touched", "trust")),
     *(f"cli/test_{name}.py" for name in ("hash", "list", "names", "schemas", "trust_schemas", "why")),
     *("executors/test_discovery.py", "observing/test_edits.py", "observing/test_strace.py"),
     *("sandbox/test_ending.py", "sandbox/test_seccomp_filter.py", "sandbox/test_other_systems.py"),
