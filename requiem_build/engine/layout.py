@@ -337,7 +337,9 @@ class Layout:
             with suppress(FileExistsError):
                 os.mkdir(part, dir_fd=descriptor)
             return os.open(part, _DIRECTORY, dir_fd=descriptor)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
             mode = os.stat(part, dir_fd=descriptor, follow_symlinks=False).st_mode
             if stat.S_ISLNK(mode):
                 raise UsageError(

@@ -5,6 +5,7 @@ A file holds a marshalled value under a keyed BLAKE3 seal. The key is this user'
 another version reads as absent. Marshal is safe here because nothing unsealed is ever unmarshalled.
 """
 
+import errno
 import marshal
 import sys
 from _struct import Struct
@@ -115,6 +116,9 @@ def _value(body: memoryview) -> "Any":
         return None
 
 
+_NO_MORE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
 class _Early:
     """A file that is being read, by a thread that holds `ready` until it knows."""
 
@@ -153,7 +157,9 @@ def _believed(path: str, key: bytes) -> memoryview | None:
         if early is not None and early.found is not None and early.found[0] == _which(system.lstat(path)):
             return early.found[1]
         return _read(path, key)[1]
-    except OSError:
+    except OSError as error:
+        if error.errno in _NO_MORE:
+            raise  # It may be there: what it remembers must not be taken for forgotten.
         return None
 
 

@@ -6,6 +6,7 @@ opened, no walk recurses. Files are copied while they are hashed, after every pr
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import stat
@@ -24,6 +25,7 @@ from .blobs import EACH_MAX, Blobs
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CHUNK = 1 << 20
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 LISTED_MAX = 10
 PATH_BYTES_MAX = 4000
 """Below the kernel's PATH_MAX: no program, ours included, could name what lies deeper."""
@@ -161,7 +163,9 @@ class Collector:
             except PermissionError:
                 os.chmod(part, 0o700, dir_fd=descriptor)
                 below = os.open(part, _DIRECTORY, dir_fd=descriptor)
-            except OSError:
+            except OSError as error:
+                if error.errno not in _NOT_THERE:
+                    raise  # Too many open files: that says nothing of the output.
                 return None
             finally:
                 if descriptor != self.workspace:
@@ -274,7 +278,9 @@ class Collector:
 def _kind(directory: int, name: str) -> str | None:
     try:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-    except OSError:
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         return None
     return "dir" if stat.S_ISDIR(mode) else "file"
 
