@@ -51,10 +51,8 @@ class Journal:
         try:
             self._file: IO[bytes] = open(self._path, "w+b")  # noqa: SIM115 - open for the whole run
         except OSError:  # A journal is no reason not to build.
-            import tempfile
-
             self._path = ""
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - the same
+            self._file = _nowhere()
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -149,6 +147,15 @@ class Packing:
 
 
 AT_ONCE = b'{"at_ms":0,'
+
+
+def _nowhere() -> IO[bytes]:
+    """A file without a place, also where no file system has room."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("journal"), "w+b")
+    import tempfile
+
+    return tempfile.TemporaryFile()
 
 
 def line_of(event: Event) -> bytes:
