@@ -104,9 +104,9 @@ class LocalExecutor:
                 except BaseException as error:
                     self._release(request, sandbox, healthy=False)
                     gone = vanished(job, error) if isinstance(error, EnvironmentFault | OSError) else None
-                    if gone is None:
-                        raise
-                    raise gone from error
+                    if gone is not None:
+                        raise gone from error
+                    raise
                 duration_ms = round((time.monotonic() - started) * 1000)
         finally:
             self._slots.give_back()
