@@ -39,32 +39,27 @@ class Libraries:
         Raises MissingObject and CorruptObject for what another step made and the store has no more.
         """
         wanted: dict[tuple[str, Kind], None] = {}
-        for path, entry in self._programs(entries):
-            told = self._asking(path, entry, is_source=path in sources)
+        for top, path, entry in self._all(entries):
+            if not (isinstance(entry, File) and entry.size >= HEAD and (entry.executable or ".so" in path)):
+                continue
+            told = self._asking(path, entry, is_source=top in sources)
             if told is not None:
                 wanted.update(((name, told.kind), None) for name in told.names)
         if not wanted:
             return ()
-        own = {posixpath.basename(path) for path, _ in self._all(entries)}
+        own = {posixpath.basename(path) for _, path, _ in self._all(entries)}
         found = (place(name, kind) for name, kind in wanted if name not in own)
         return tuple(dict.fromkeys(path for path in found if path is not None))
 
-    def _programs(self, entries: Mapping[str, Entry]) -> Iterator[tuple[str, File]]:
-        for path, entry in self._all(entries):
-            if isinstance(entry, File) and entry.size >= HEAD and (entry.executable or ".so" in path):
-                yield path, entry
-
-    def _all(self, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
-        """Every file and link, also in directories."""
-        pending: list[tuple[str, Entry]] = list(entries.items())
-        for path, entry in pending:  # It grows while it is read.
+    def _all(self, entries: Mapping[str, Entry]) -> Iterator[tuple[str, str, Entry]]:
+        """(the input that it is or lies in, path, entry) of every file and link, also in directories."""
+        pending: list[tuple[str, str, Entry]] = [(path, path, entry) for path, entry in entries.items()]
+        for top, path, entry in pending:  # It grows while it is read.
             if not isinstance(entry, Tree):
-                yield path, entry
+                yield top, path, entry
             elif 0 < entry.files <= FILES_MAX:
-                pending += ((f"{path.rstrip('/')}/{name}", each) for name, each in self._children(entry).items())
-
-    def _children(self, tree: Tree) -> Mapping[str, Entry]:
-        return self._workspace.children_of(tree)
+                children = self._workspace.children_of(entry)
+                pending += ((top, f"{path.rstrip('/')}/{name}", each) for name, each in children.items())
 
     def _asking(self, path: str, entry: File, *, is_source: bool) -> Asking | None:
         if entry.digest not in self._asked:

@@ -85,6 +85,21 @@ def test_a_source_that_is_a_program_is_read_where_it_lies(project: Project) -> N
     assert STDCXX in tools(project, "run")
 
 
+def test_a_directory_of_sources_is_read_where_it_lies(project: Project) -> None:
+    """Nothing of it need be in the store when a step is asked; large programs never are in memory."""
+    project.manifest(LINK)
+    project.build()
+    (project.root / "tools/more").mkdir(parents=True)
+    shutil.copy("/bin/bash", project.root / "tools/more/large")
+    os.rename(project.root / "app", project.root / "tools/app")
+    project.manifest('[steps.run]\ncommand = ["tools/app"]\ninputs = ["tools/"]\n')
+    assert project.build().counts == {"ran": 1}
+    assert STDCXX in tools(project, "run")
+    shutil.rmtree(project.root / ".cas")
+    project.manifest('[steps.run]\ncommand = ["tools/app", "again"]\ninputs = ["tools/"]\n')
+    assert project.build().counts == {"ran": 1}
+
+
 def test_a_script_of_another_step_is_run_by_what_it_says(project: Project) -> None:
     project.manifest(
         """
