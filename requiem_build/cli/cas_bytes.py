@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 
 import click
@@ -12,7 +11,7 @@ from ..core.digest import Digest
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..store.layout import Store
 from .cas_store import answer, open_store, resolve
-from .console import write_bytes
+from .console import stdin_pieces, write_bytes
 from .globals import Globals
 
 
@@ -30,7 +29,7 @@ def put(context: click.Context, file: str) -> None:
 
 def _put(shared: Globals, store: Store, file: str) -> Digest:
     if file == "-":
-        content = sys.stdin.buffer.read()
+        content = b"".join(stdin_pieces())
         digest = store.objects.put(content)
         if not store.objects.is_good(digest):  # One of its name and size lay there, with other bytes.
             store.objects.put(content)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _COLORS = {"ran": "32", "hit": "36", "fresh": "2", "failed": "31;1", "skipped": "2", "miss": "33", "unknown": "2"}
 LABEL_WIDTH = 8
+_PIECE = 1 << 16
 
 
 def plain(text: str) -> str:
@@ -349,3 +350,13 @@ def write_bytes(content: bytes) -> None:
             view = view[os.write(1, view) :]
     except BrokenPipeError as error:
         raise ReaderGone from error
+
+
+def stdin_pieces() -> Iterator[bytes]:
+    """What comes by standard input, to its end.
+
+    Python's own file reads on in C until it has as much as was asked for; an interrupt that comes between two of its
+    reads is heeded after the next one only, which may never end.
+    """
+    while piece := os.read(0, _PIECE):
+        yield piece

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from ..engine.site import find_site
 from ..store.layout import Store
 from ..store.records import Kept
 from .cas_store import open_view
-from .console import Console, plain, write_bytes, write_err, write_out
+from .console import Console, plain, stdin_pieces, write_bytes, write_err, write_out
 from .globals import Globals
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ KINDS = ("request", "result", "record", "trace", "signatures")
 def read_file(shared: Globals, name: str) -> bytes:
     """A file named on the command line, `-` for stdin."""
     if name == "-":
-        return sys.stdin.buffer.read()
+        return b"".join(stdin_pieces())
     path = os.path.join(shared.start, name)
     try:
         if not os.path.isfile(path):

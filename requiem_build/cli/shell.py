@@ -15,7 +15,7 @@ import click
 
 from ..core.errors import Interrupted, UsageError
 from ..core.fields import replace
-from .console import plain, write_bytes, write_err
+from .console import plain, stdin_pieces, write_bytes, write_err
 from .globals import Globals
 from .observe import build_needed
 from .running import heeding_signals, make_options, parse_sets
@@ -112,7 +112,8 @@ def _job(job: Job, part: Part, words: tuple[str, ...], shared: Globals) -> Job:
     if "TERM" in shared.environment:
         env["TERM"] = shared.environment["TERM"]
     shell = "bash" if part.request.policy.sandbox != "strict" or os.path.exists("/usr/bin/bash") else "sh"
-    stdin = job.stdin if _has_terminal() or part.request.policy.sandbox == "none" else sys.stdin.buffer.read()
+    own = _has_terminal() or part.request.policy.sandbox == "none"
+    stdin = job.stdin if own else b"".join(stdin_pieces())
     flags = ["--norc", "-i"] if shell == "bash" and _has_terminal() else []
     return replace(
         job,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +22,7 @@ from ..engine.unpacking import replay_bundle, unpack
 from ..store.keys import Verifier, available
 from ..store.layout import Store
 from .cas_store import open_store
-from .console import plain, write_err, write_out
+from .console import plain, stdin_pieces, write_err, write_out
 from .globals import Globals
 
 
@@ -33,7 +31,7 @@ def opened(shared: Globals, name: str) -> Iterator[BinaryIO]:
     """A bundle named on the command line, `-` for stdin."""
     if name == "-":
         with tempfile.TemporaryFile() as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
+            file.writelines(stdin_pieces())
             file.seek(0)
             yield file
         return
