@@ -302,22 +302,6 @@ def _end(line: socket.socket, process: subprocess.Popen[bytes]) -> None:
 # The server
 
 
-def serve(line: socket.socket) -> None:
-    forked.preload()
-    while True:
-        words, descriptors, _, _ = socket.recv_fds(line, forked.MESSAGE_MAX, 3)
-        if not words:
-            os._exit(0)
-        if os.fork() == 0:
-            line.close()
-            tend(words, *descriptors)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-
-
 def tend(words: bytes, told: int, out: int, err: int) -> None:
     """Starts one command under a filter, and tells how it ended."""
     *usual, numbers = json.loads(words)
@@ -372,4 +356,4 @@ def _in_a_fork(work: Callable[[], None]) -> int:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # The tests' own modules are no part of a command's world.
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    forked.serve(socket.socket(fileno=int(sys.argv[1])), tend)

@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -104,7 +104,8 @@ def _read_all(descriptors: Sequence[int], arguments: Sequence[str], timeout_s: f
 # The server
 
 
-def serve(line: socket.socket) -> None:
+def serve(line: socket.socket, tend: Callable[..., None]) -> None:
+    """Each message with its descriptors is tended in a fork of its own."""
     preload()
     while True:
         words, descriptors, _, _ = socket.recv_fds(line, MESSAGE_MAX, 3)
@@ -201,4 +202,4 @@ def close(directory: str) -> None:
 
 if __name__ == "__main__":
     sys.path.pop(0)  # The tests' own modules are no part of a command's world.
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), tend)

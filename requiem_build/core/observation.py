@@ -12,10 +12,10 @@ from .policy import WORKSPACE
 READ, EXECUTED, LOOKED, LISTED, WROTE = "read", "executed", "looked at", "listed", "wrote"
 SCHEMA = "requiem.observe/1"
 ABSENT = frozenset({"ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG"})
-_VIEW = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/dev", "/tmp", "/etc", "/sys")
-"""What every step sees, or what none ever sees: nothing there can be declared by its path."""
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc")
 """What packages bring."""
+_VIEW = (*_SYSTEM, "/proc", "/dev", "/tmp", "/sys")
+"""What every step sees, or what none ever sees: nothing there can be declared by its path."""
 
 
 @dataclass(frozen=True, slots=True)

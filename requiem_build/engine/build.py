@@ -292,16 +292,16 @@ class _Run:
         gc.freeze()
         gc.enable()
         parts = Assembly(
-            site,
-            options,
-            self.scope,
-            self.memory,
-            self.store,
-            self.view,
-            self.trust,
-            self.secrets,
-            self.emit,
-            self.asked,
+            site=site,
+            options=options,
+            scope=self.scope,
+            memory=self.memory,
+            store=self.store,
+            view=self.view,
+            trust=self.trust,
+            secrets=self.secrets,
+            emit=self.emit,
+            asked=self.asked,
         )
         admission = self._admission()
         with self.store.lease(), parts.executor(blobs, surroundings, self.jobs(), admission) as executor:

@@ -42,7 +42,7 @@ _MENTIONS = [
 ]
 _GENERATED = re.compile(r'^read "(.+)", which step ".+" makes, without declaring it$', re.M)
 _MISSED = re.compile(
-    r"no such file|not found|enoent|missing|not set|(?:can ?not|can't|could not|couldn't|unable to) "
+    r"no such file|not found|enoent|(?:can ?not|can't|could not|couldn't|unable to) "
     r"(?:be )?(?:open|find|found|load|locate|resolve|detect)",
     re.I,
 )

@@ -81,11 +81,9 @@ def _asked(options: Options, instances: list[Instance]) -> dict[str, Request]:
 
 def _with_tools(instance: Instance, request: Request | None) -> Instance:
     """With what its inputs turned out to need, too."""
-    return (
-        instance
-        if request is None
-        else replace(instance, tools=tuple({**dict.fromkeys(instance.tools), **request.tools}))
-    )
+    if request is None:
+        return instance
+    return replace(instance, tools=tuple(dict.fromkeys((*instance.tools, *request.tools))))
 
 
 def _seen(

@@ -81,6 +81,7 @@ class Distribution:
         self._base_ids: frozenset[str] | None = None
         self._libraries: dict[tuple[str, Kind], str | None] = {}
         self._linkers: dict[str, list[str]] | None = None
+        self._own_kind: Kind | None = None
         self._watched_stamps: dict[tuple[str, ...], str] = {}
 
     @property
@@ -170,10 +171,10 @@ class Distribution:
 
     def own_library(self, name: str) -> str | None:
         """The same for programs of the host's own kind."""
-        with suppress(OSError), open(self.places.host("/bin/sh"), "rb") as file:
-            kind = kind_of(file.read(HEAD))
-            return None if kind is None else self.library(name, kind)
-        return None
+        if self._own_kind is None:
+            with suppress(OSError), open(self.places.host("/bin/sh"), "rb") as file:
+                self._own_kind = kind_of(file.read(HEAD))
+        return None if self._own_kind is None else self.library(name, self._own_kind)
 
     def _library(self, name: str, kind: Kind) -> str | None:
         if self._linkers is None:

@@ -81,9 +81,7 @@ def fault(error: OSError, doing: str, place: str, *, needs: int | None = None) -
             hint="use a store of your own with REQUIEM_CAS_DIR, or change the owner or mode",
         )
     if error.errno in _TOO_MANY:
-        return EnvironmentFault(
-            f"too many open files while {doing}", facts=[cause], hint="raise the limit with `ulimit -n`, or lower -j"
-        )
+        return EnvironmentFault(f"too many open files while {doing}", facts=[cause], hint=hint_of(error.errno))
     path = error.filename2 or error.filename or place
     return EnvironmentFault(
         f"the host failed while {doing}", facts=[("path", str(path)), cause], hint=hint_of(error.errno)

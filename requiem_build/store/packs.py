@@ -140,22 +140,25 @@ class Packs:
 
     def hot_size(self, digest: Digest) -> int | None:
         """As `size_of`, by a look into the pack that was last read from alone: no system call."""
-        hot = self._hot
-        found = self._find(hot, digest) if hot is not None and is_digest(digest) else None
-        return found[1] if found is not None and hot is not None and (hot.name, digest) not in self._bad else None
+        found = self._in_hot(digest)
+        return None if found is None else found[2]
 
     def hot_get(self, digest: Digest, *, is_use: bool = True) -> bytes | None:
         """As `get`, from the pack that was last read from alone; None also if its bytes turn out to be wrong."""
-        hot = self._hot
-        found = self._find(hot, digest) if hot is not None and is_digest(digest) else None
-        if hot is None or found is None or (hot.name, digest) in self._bad:
-            return None
-        content = self._read(hot, *found)
-        if content is None or object_digest(content) != digest:
+        found = self._in_hot(digest)
+        content = None if found is None else self._read(*found)
+        if found is None or content is None or object_digest(content) != digest:
             return None
         if is_use:
-            self._note_use(hot)
+            self._note_use(found[0])
         return content
+
+    def _in_hot(self, digest: Digest) -> tuple[Pack, int, int] | None:
+        hot = self._hot
+        if hot is None or not is_digest(digest) or (hot.name, digest) in self._bad:
+            return None
+        found = self._find(hot, digest)
+        return None if found is None else (hot, *found)
 
     def _find(self, pack: Pack, digest: Digest) -> tuple[int, int] | None:
         """As `pack.find`; where much is asked for, a pack's list becomes a table."""
