@@ -19,9 +19,10 @@ from ..core.verdict import Level
 from ..engine import memory as memories
 from ..engine import noop, plans
 from ..engine.items import diffoscope
+from ..engine.journal import seconds_of
 from ..engine.options import Options
 from ..engine.ratchet import fallen, parse_ratchet, raised
-from ..engine.reproduce import Examined, Finding, examine
+from ..engine.reproduce import Examined, Finding, another_seconds, examine
 from ..engine.rerun import CannotRerun, Rerunner
 from ..engine.site import Site, cwd_of, find_site, open_view, processors, question_of, trust_of, working_store
 from ..engine.trials import find_clock_library
@@ -38,6 +39,8 @@ SCHEMA = "requiem.reproduce/1"
 RUNS_MAX = 1000
 TIMEOUT_MIN_MS = 60_000
 """A step under a perturbation may take this long, or twenty times as long as it took, before it counts as stuck."""
+WAITING_PER_JOB = 16
+"""Most of the time of a step that differs goes into waiting for another second, while others can run."""
 
 
 @dataclass(slots=True)
@@ -70,7 +73,7 @@ class Line:
 @click.command()
 @click.argument("steps", nargs=-1)
 @click.option("--runs", "runs", type=int, default=1, show_default=True, help="Runs without any perturbation.")
-@click.option("-j", "--jobs", "jobs", type=int, help="Steps examined at once (default: twice the CPUs).")
+@click.option("-j", "--jobs", "jobs", type=int, help="Steps that run at once (default: twice the CPUs).")
 @click.option("--ratchet", "ratchet", help="No step may fall below its level in FILE; what rises is written there.")
 @click.option("--profile", "profile", help="Use [profiles.NAME].")
 @click.option("--set", "set_", multiple=True, help="Set a variable: NAME=VALUE.")
@@ -101,8 +104,9 @@ def command(
     memory = memories.load(site.dot, site.seal)
     with heeding_signals() as heed, Rerunner(site, store, planned.plan.roots) as rerunner:
         heed(rerunner.interrupt)
-        work = _Work(shared, site, store, trust, rerunner, runs)
-        with ThreadPoolExecutor(jobs or 2 * processors()) as pool:
+        jobs = jobs or 2 * processors()
+        work = _Work(shared, site, store, trust, rerunner, runs, jobs)
+        with ThreadPoolExecutor(max(1, min(len(chosen), WAITING_PER_JOB * jobs))) as pool:
             known = find_all_known(store, chosen, memory, site.workspace_id)
             lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))
@@ -121,7 +125,7 @@ class _Work:
     """What all steps share."""
 
     def __init__(
-        self, shared: Globals, site: Site, store: Store, trust: Trust | None, rerunner: Rerunner, runs: int
+        self, shared: Globals, site: Site, store: Store, trust: Trust | None, rerunner: Rerunner, runs: int, jobs: int
     ) -> None:
         self.shared = shared
         self.site = site
@@ -134,8 +138,13 @@ class _Work:
         self.key = None if trust is None else trust.key
         self.writing: Verdicts | None = None
         self.lock = threading.Lock()
+        self.slots = threading.BoundedSemaphore(jobs)
 
     def line(self, name: str, known: Known | None, limits: Limits) -> Line:
+        with self.slots:
+            return self._line(name, known, limits)
+
+    def _line(self, name: str, known: Known | None, limits: Limits) -> Line:
         if known is None:
             line = Line(name, why_not="it has no recorded result here: requiem build")
         else:
@@ -158,9 +167,19 @@ class _Work:
             known.kept.result,
             runs=self.runs,
             library=self.library,
+            ran_s=seconds_of(known.kept.record.when),
             limits=replace(limits, timeout_ms=limits.timeout_ms or usual_ms),
             on_run=self._progress(known.name),
+            rest=self._rest,
         )
+
+    def _rest(self, than_s: float) -> None:
+        """Another step runs meanwhile."""
+        self.slots.release()
+        try:
+            another_seconds(than_s)
+        finally:
+            self.slots.acquire()
 
     def _progress(self, name: str) -> Callable[[str], None]:
         def progress(what: str) -> None:

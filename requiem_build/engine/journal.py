@@ -34,6 +34,16 @@ def now_text() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def seconds_of(when: str) -> float:
+    """Since 1970. A time that nobody can read, of another version's record, is the present."""
+    from datetime import datetime
+
+    try:
+        return datetime.fromisoformat(when).timestamp()
+    except (ValueError, OverflowError):
+        return time.time()
+
+
 class Journal:
     """Lines go to a file in `folder`, so that memory stays flat and a crashed run leaves what it had.
 

@@ -25,7 +25,7 @@ from .trials import AGAIN, Trial, fix_for, held, holdable, trials
 
 SAME, DIFFERS = "same", "differs"
 HELD_RUNS = 3
-"""Two runs of a race agree too often by chance."""
+"""Two runs of a race agree too often by chance; what is named in the end was tried twice as often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,14 @@ class Examined:
 
 
 OnRun = Callable[[str], None]
+Rest = Callable[[float], None]
+"""Given a time in seconds since 1970, returns in another pair of seconds than that one."""
+
+
+def another_seconds(than_s: float) -> None:
+    """A pair of seconds is how finely zip tells the time."""
+    while int(time.time() / 2) == int(than_s / 2):
+        time.sleep(max(0.0, 2.0 - time.time() % 2.0) + 0.001)
 
 
 def examine(
@@ -85,14 +93,16 @@ def examine(
     *,
     runs: int,
     library: str | None,
+    ran_s: float,
     limits: Limits = NO_LIMITS,
     on_run: OnRun = lambda _: None,
+    rest: Rest = another_seconds,
 ) -> Examined:
     """Runs a request `runs` times more as it is, and once under each perturbation.
 
-    Raises CannotRerun, EnvironmentFault, Interrupted.
+    `ran_s` is when it gave that result, in seconds since 1970. Raises CannotRerun, EnvironmentFault, Interrupted.
     """
-    return _Examination(rerunner, request, result, library, limits, on_run).run(runs)
+    return _Examination(rerunner, request, result, library, ran_s, limits, on_run, rest).run(runs)
 
 
 class _Examination:
@@ -104,8 +114,10 @@ class _Examination:
         request: Request,
         result: Result,
         library: str | None,
+        ran_s: float,
         limits: Limits,
         on_run: OnRun,
+        rest: Rest,
     ) -> None:
         self.rerunner = rerunner
         self.request = request
@@ -113,6 +125,8 @@ class _Examination:
         self.library = library
         self.limits = limits
         self.on_run = on_run
+        self.rest = rest
+        self.ran_s = ran_s
         self.recorded: Items = items_of(result, rerunner.blobs)
         self.base: Items = self.recorded
         self.unsteady: dict[str, Items] = {}
@@ -139,6 +153,7 @@ class _Examination:
     def _run(self, here: Perturbation, what: str) -> Items:
         self.on_run(what)
         ran = self.rerunner.run(self.request, here, self.limits)
+        self.ran_s = time.time()
         self.examined.runs += 1
         if ran.result.digest == self.result.digest:
             self._agreed_last = True
@@ -150,12 +165,12 @@ class _Examination:
         """At other seconds than before, each of them."""
         seen: list[Items] = []
         for _ in range(runs):
-            next_second()
+            self.rest(self.ran_s)
             seen.append(self._run(STILL, AGAIN))
             self.examined.agreed += self._agreed_last
         changed: dict[str, Items] = {name: now for now in seen for name in differing(self.recorded, now)}
         if changed and len(seen) == 1:
-            next_second()
+            self.rest(self.ran_s)
             seen.append(self._run(STILL, AGAIN))
             changed |= dict.fromkeys(differing(self.recorded, seen[1]), seen[1])
         for name, now in changed.items():
@@ -216,8 +231,7 @@ class _Examination:
     def _hold(self) -> dict[str, tuple[str, ...]]:
         """One thing held still; for what needs more, all of them, and all but one: what is missed is its cause."""
         names = holdable(self.library)
-        alone = self._run_held([(name,) for name in names] + [names])
-        causes = {name: found for name in self.unsteady if (found := _explaining(name, alone))}
+        causes = self._confirmed([(name,) for name in names] + [names])
         mixed = [name for name, found in causes.items() if found == names]
         if mixed:
             without = {left_out: tuple(name for name in names if name != left_out) for left_out in names}
@@ -227,11 +241,23 @@ class _Examination:
                 causes[name] = missed or names
         return causes
 
+    def _confirmed(self, wanted: list[tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """What makes each item agree. A race may do so by chance, so what is named has been tried twice as often."""
+        results = self._run_held(wanted)
+        while True:
+            causes = {name: found for name in self.unsteady if (found := _explaining(name, results))}
+            once = [each for each in results if each in causes.values() and len(results[each]) == HELD_RUNS]
+            more = self._run_held(once) if once else {}
+            if not more:
+                return causes
+            for each, ran in more.items():
+                results[each] += ran
+
     def _run_held(self, wanted: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[Items]]:
         """Three runs of each, at different seconds."""
         results: dict[tuple[str, ...], list[Items]] = {}
         for _ in range(HELD_RUNS):
-            next_second()
+            self.rest(self.ran_s)
             for names in wanted:
                 try:
                     ran = self._run(held(names, self.library), f"held: {', '.join(names)}")
@@ -287,16 +313,9 @@ def _explaining(name: str, held_runs: dict[tuple[str, ...], list[Items]]) -> tup
 
 
 def _all_agree(name: str, results: list[Items]) -> bool:
-    return len(results) == HELD_RUNS and all(_agree(name, results[0], other) for other in results[1:])
+    return len(results) >= HELD_RUNS and all(_agree(name, results[0], other) for other in results[1:])
 
 
 def _agree(name: str, one: Items, other: Items) -> bool:
     """Whether an item is there, and the same, in two runs that both ended well."""
     return one[ENDING] == other[ENDING] and name in one and one.get(name) == other.get(name)
-
-
-def next_second() -> None:
-    """Returns in a later pair of seconds than it was called in, which is how finely zip tells the time."""
-    now = time.time()
-    while int(time.time() / 2) == int(now / 2):
-        time.sleep(max(0.0, 2.0 - time.time() % 2.0) + 0.001)

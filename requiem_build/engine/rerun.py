@@ -25,7 +25,7 @@ from ..executors.base import Ran
 from ..executors.blobs import Blobs
 from ..executors.local import LocalExecutor
 from ..sandbox.base import Sandbox
-from ..sandbox.perturbation import STILL, Perturbation
+from ..sandbox.perturbation import STILL, Perturbation, of_worker
 from ..store.files import Scratch
 from ..store.layout import Store
 from ..store.objects import Objects
@@ -159,7 +159,9 @@ class Rerunner:
         self.raise_if_interrupted()
         try:
             offered = self._offered(request)
-            ran = self._executor(request, perturbation).execute(replace(request, discovered=None), offered, limits)
+            executor = self._executor(request, of_worker(perturbation))
+            here = None if perturbation == STILL else perturbation
+            ran = executor.execute(replace(request, discovered=None), offered, limits, here)
         except MissingObject as error:
             raise CannotRerun(error.what) from error
         self.raise_if_interrupted()

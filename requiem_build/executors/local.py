@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File, Link, Tree, parse_tree
@@ -30,6 +30,9 @@ from .depfile import parse_depfile
 from .discovery import discovered_now, named_in_discovered, path_set, workspace_paths
 from .slots import GiveBack, Slots
 from .vanished import vanished
+
+if TYPE_CHECKING:
+    from ..sandbox.perturbation import Perturbation
 
 SandboxFactory = Callable[[Request], Sandbox]
 IDLE_MIN = 8
@@ -91,9 +94,14 @@ class LocalExecutor:
         """What steps were shown: mostly the next ones are shown the same, and are told so by the same objects."""
         self._staged_bytes = 0
 
-    def execute(self, request: Request, offered: Mapping[str, Entry], limits: Limits) -> Ran:
+    def execute(
+        self, request: Request, offered: Mapping[str, Entry], limits: Limits, here: Perturbation | None = None
+    ) -> Ran:
+        """`here` is for results that are thrown away (`Job.here`)."""
         masker = masker_of(request, self._secrets)
         job = confide(self.job(request, offered, limits), masker)
+        if here is not None:
+            job = replace(job, here=here)
         self._slots.take()
         try:
             with self._admit(), self._with_slots(job) as job:

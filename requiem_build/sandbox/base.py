@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ..core.fields import dataclass, field
 from ..core.policy import Limits
+
+if TYPE_CHECKING:
+    from .perturbation import Perturbation
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ class Job:
     """A pipe of job slots that the step finds open as JOBSERVER_DESCRIPTOR; -1 for none."""
     on_terminal: Callable[[int], None] | None = None
     """Then a terminal of the step's own is its input and outputs; called with the descriptor of its other side."""
+    here: Perturbation | None = None
+    """Instead of the sandbox's own, from which it differs only in what is done for each step."""
 
 
 @dataclass(slots=True)

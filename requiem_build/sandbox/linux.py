@@ -134,8 +134,9 @@ class StrictSandbox:
         return finished
 
     def _run(self, job: Job, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
-        means = choose_means(job, self._terms, grouped=group is not None, layers_work=self._layers_work)
-        return self._run_reused(job) if means == REUSED else self._run_fresh(job, means, group)
+        terms = self._terms.of(job)
+        means = choose_means(job, terms, grouped=group is not None, layers_work=self._layers_work)
+        return self._run_reused(job) if means == REUSED else self._run_fresh(job, terms, means, group)
 
     def _layers_work(self) -> bool:
         if self._fresh is None or self._fresh.ended:
@@ -143,10 +144,12 @@ class StrictSandbox:
         assert self._fresh is not None
         return bool(self._fresh.greeting[1].get("shared_trees"))
 
-    def _run_fresh(self, job: Job, means: str, group: Group | None) -> tuple[Attendant, tuple[Any, ...], int]:
+    def _run_fresh(
+        self, job: Job, terms: Terms, means: str, group: Group | None
+    ) -> tuple[Attendant, tuple[Any, ...], int]:
         attendant = self._current(job)
         tree = self._trees.choose(job) if means == LAYERED else None
-        message = plan_step(job, self._host, self._terms, means, list(self._areas), tree)
+        message = plan_step(job, self._host, terms, means, list(self._areas), tree)
         descriptor = None if group is None else group.procs
         answer, workspace = attendant.run(message, descriptor, job.on_terminal, job.slots)
         if answer[0] == "fault" and tree is not None:

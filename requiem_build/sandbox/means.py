@@ -13,7 +13,7 @@ from ..core.fields import dataclass, replace
 from ..core.policy import HOME, WORKSPACE
 from .base import Job
 from .layout import plan_ceilings, plan_rlimits
-from .perturbation import STILL, Perturbation, perturbed_environment
+from .perturbation import STILL, Perturbation, of_worker, perturbed_environment
 from .seccomp import make_filter
 from .trees import INPUTS_MIN, Choice, may_lie_in_tree
 from .view import plan_job, plan_shelf, plan_staging
@@ -54,6 +54,13 @@ class Terms:
     def here(self) -> Perturbation:
         """The surroundings of each step."""
         return self.perturbation if self.random == "real" else replace(self.perturbation, held_random=True)
+
+    def of(self, job: Job) -> Terms:
+        """What holds for this job."""
+        if job.here is None:
+            return self
+        assert of_worker(job.here) == of_worker(self.perturbation)
+        return replace(self, perturbation=job.here)
 
     @property
     def may_reuse(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..core.fields import dataclass
+from ..core.fields import dataclass, replace
 from ..core.policy import GID, HOME, HOSTNAME, UID, USER, WORKSPACE, WORLD_ENVIRONMENT
 
 
@@ -44,6 +44,19 @@ class Perturbation:
 
 STILL = Perturbation()
 """The fixed surroundings themselves."""
+
+
+def of_worker(perturbation: Perturbation) -> Perturbation:
+    """What of it a worker is booted with. The rest is done for each step, so that one worker serves several trials."""
+    return replace(
+        perturbation,
+        env=STILL.env,
+        umask=STILL.umask,
+        newest_last=STILL.newest_last,
+        addresses_vary=STILL.addresses_vary,
+        first_pid=STILL.first_pid,
+        own_view=STILL.own_view,
+    )
 
 
 def perturbed_environment(env: Mapping[str, str], perturbation: Perturbation) -> dict[str, str]:
