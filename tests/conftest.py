@@ -40,6 +40,8 @@ _judge_iris_on_demand()
 
 ONCE = (
     *("differences/", "formats/", "manifest/", "plan/", "test_architecture.py", "test_fields.py"),
+    *("cli/test_cas.py", "cli/test_start.py", "engine/test_oracle.py", "engine/test_secrets.py", "store/test_gc.py"),
+    *("store/test_damage.py", "store/test_faults.py"),
     *(f"store/test_{name}.py" for name in ("audit", "bundle", "care_faults", "care_model", "copying", "every_call")),
     "store/test_exhaustive.py",
     *(f"store/test_{name}.py" for name in ("kill", "many", "migrate", "model", "packs", "records", "runs", "seals")),

@@ -1,6 +1,6 @@
 """SQLite's loop over whole command lines: the N-th call of each kind fails or kills, for N = 1, 2, ... until they end.
 
-The ordinary suite takes a few points of each kind. `REQUIEM_EXHAUSTIVE=1` takes all of them; if it names a directory,
+The ordinary suite takes a point of each fault. `REQUIEM_EXHAUSTIVE=1` takes all of them; if it names a directory,
 each point is written down there and one that was well is not tried again, so that the loop may be gone on with.
 """
 
@@ -226,7 +226,7 @@ class Loop:
         )
 
     def points(self, whose: str, kinds: tuple[str, ...]) -> list[Point]:
-        """In the ordinary suite a few of them, of other kinds for other operations."""
+        """In the ordinary suite one of them, of another kind for each operation."""
         _, whole = self.meet(None, kinds)
         assert whole.code in (0, 3), whole
         every = [
@@ -235,11 +235,9 @@ class Loop:
             # What a fork opens first is its standard input, before it becomes a command.
             for nth in range(2 if kind == "open" else 1, whole.counts[whose, kind] + 1)
         ]
-        few = 1 if self.fault.endswith("on") or whose == OTHERS else 2
-        if EXHAUSTIVE or len(every) <= few:
+        if EXHAUSTIVE or len(every) <= 1:
             return every
-        first = list(OPERATIONS.values()).index(self.operation) * len(every) // len(OPERATIONS)
-        return [every[(first + len(every) * part // few) % len(every)] for part in range(few)]
+        return [every[list(OPERATIONS.values()).index(self.operation) * len(every) // len(OPERATIONS)]]
 
     def kinds_for(self, point: Point, kinds: tuple[str, ...]) -> tuple[str, ...]:
         return kinds if FAULTS[self.fault][0].onward else (point.kind,)
