@@ -51,6 +51,7 @@ ONCE = (
     ),
     *(f"engine/test_{name}.py" for name in ("hints", "lent_slots", "linked", "many_builds", "memory", "mutations")),
     *(f"engine/test_{name}.py" for name in ("package_hints", "packing", "planted", "policy", "replay", "reproduce")),
+    "engine/test_restoring.py",
     *(f"engine/test_{name}.py" for name in ("signed_verdicts", "touched", "trust")),
     *(f"cli/test_{name}.py" for name in ("hash", "list", "names", "schemas", "trust_schemas", "why")),
     *("executors/test_discovery.py", "observing/test_edits.py", "observing/test_strace.py"),
@@ -59,6 +60,12 @@ ONCE = (
 """What is marked `once`: values and formats, planning, loops of faults over a store of one's own, what is read out of
 records and journals, which steps are looked at, when they are begun and by how many. None of it asks who runs it;
 whether a step may do something, and who owns what, do."""
+THEIRS = (
+    *("test_docs.py", "cli/test_commands.py", "examples/test_examples.py::test_an_example_keeps_its_word[data-pipeline]"),
+    *(f"engine/test_{name}.py" for name in ("build", "hostile", "odd_files", "paths")),
+)
+"""What is marked `theirs`: what a user types, edits and gets wrong. Root may do more, so an ordinary user is the harder
+case. What root alone can try is not among it."""
 SLOW = (
     *(
         "engine/test_reproduce.py",
@@ -78,6 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, place in places.items():
         if place.startswith(ONCE):
             item.add_marker(pytest.mark.once)
+        if f"{place}::{item.name}".startswith(THEIRS) and not item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.theirs)
     items.sort(key=lambda item: not places[item].startswith(SLOW))
 
 

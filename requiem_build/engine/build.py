@@ -318,6 +318,7 @@ class _Run:
                 )
             )
             self.performer = parts.performer(self.places, workspace, surroundings, layout, executor)
+            self._restore_ahead()
             self._schedule(self.performer)
         gc.disable()  # What is written down now is needed to the end.
         if not options.dry_run:
@@ -384,6 +385,14 @@ class _Run:
         if self.options.mode == "repro" or self.options.dry_run or self.one_job:
             return 1
         return self.options.jobs or self.site.settings.jobs or processors()
+
+    def _restore_ahead(self) -> None:
+        lost = self.performer.recollection.lost
+        if 2 * len(lost) > len(self.planned.plan.instances) and self.jobs() > 1:  # Else most of them may run again.
+            from .restoring import restore_ahead
+
+            wanted = [instance for name, instance in self.planned.plan.instances.items() if name in lost]
+            restore_ahead(self.performer.recollection, wanted, stopped=lambda: self.stop.requested)
 
     def _schedule(self, performer: Performer) -> None:
         plan = self.planned.plan

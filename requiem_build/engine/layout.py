@@ -100,6 +100,20 @@ class Layout:
                 changed |= self.remove(path)
         return changed
 
+    def is_vacant(self, outputs: Iterable[str]) -> bool:
+        return not any(os.path.lexists(f"{self.root}/{path}") for path in outputs)
+
+    def stamps_of(self, outputs: Iterable[str]) -> list[Stamp]:
+        """Of files that were laid out just now."""
+        return [self._stamps.seen[f"{self.root}/{path}"] for path in outputs]
+
+    def note_laid_out(self, name: str, outputs: Mapping[str, Entry], stamps: Iterable[Stamp]) -> None:
+        """As if `lay_out` had done here what it did in another process. `stamps` are those of `stamps_of`."""
+        for (path, entry), stamp in zip(outputs.items(), stamps, strict=True):
+            self._stamps.note(f"{self.root}/{path}", entry, stamp)
+            self._made[path] = entry
+            self._owner[path] = name
+
     @cached_property
     def _declared(self) -> Mapping[str, str]:
         """Every plain output that the manifest declares -> its maker."""

@@ -6,7 +6,7 @@ It knows what was made here before and what stands here now. It does not run any
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Container, Mapping, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Set
 
 from ..core.digest import Digest
 from ..core.entries import Entry, File
@@ -22,6 +22,7 @@ from . import explain
 from .layout import Layout
 from .memory import Memory, Remembered
 from .rebuild import Built, is_there
+from .stamps import Stamp
 
 
 @dataclass(slots=True)
@@ -45,6 +46,8 @@ class Recollection:
     """With `lost`: all other steps are as they were."""
     _as_before: set[str] = field(default_factory=set)
     """Of those that were looked at, the ones that have what they had."""
+    _restored: set[str] = field(default_factory=set)
+    """Lost steps whose outputs were laid out before anybody asked for them."""
 
     def answer(
         self, instance: Instance, request: Request, offered: Mapping[str, Entry], *, restore: bool
@@ -79,16 +82,45 @@ class Recollection:
 
         Only for one that waits for nothing new. None if it is not lost, or if the store has lost it too.
         """
-        remembered = self.memory.steps.get(instance.name) if instance.name in self.lost else None
-        if remembered is None or remembered.trust != self.trust or remembered.variant != self.variant:
+        remembered = self._recoverable(instance)
+        if remembered is None:
             return None
         try:
-            if not self._restore(instance, remembered):
+            if instance.name not in self._restored and not self._restore(instance, remembered):
                 return None
         except (CorruptObject, MissingObject):  # Lost since it was looked for: it is made again.
             return None
         self._as_before.add(instance.name)
         return remembered
+
+    def _recoverable(self, instance: Instance) -> Remembered | None:
+        remembered = self.memory.steps.get(instance.name) if instance.name in self.lost else None
+        if remembered is None or remembered.trust != self.trust or remembered.variant != self.variant:
+            return None
+        return remembered
+
+    def restore_ahead(self, instance: Instance) -> list[Stamp] | None:
+        """Lays out what a lost step gave, where nothing stands, before it is known whether it waits for something new.
+
+        Then its outputs are our own, and stale, as they would be if they had not been lost. Returns their stamps, or
+        None if nothing was laid out. Raises EnvironmentFault.
+        """
+        remembered = self._recoverable(instance)
+        if remembered is None or not self.layout.is_vacant(remembered.outputs):
+            return None
+        try:
+            if not self._restore(instance, remembered):
+                return None
+        except (CorruptObject, MissingObject):
+            return None
+        self._restored.add(instance.name)
+        return self.layout.stamps_of(remembered.outputs)
+
+    def restored_elsewhere(self, laid: Iterable[tuple[str, list[Stamp]]]) -> None:
+        """What another process did in `restore_ahead`."""
+        for name, stamps in laid:
+            self.layout.note_laid_out(name, self.memory.steps[name].outputs, stamps)
+            self._restored.add(name)
 
     def _restore(self, instance: Instance, remembered: Remembered) -> bool:
         """Lays out what is remembered, if the store has all of it, verified."""

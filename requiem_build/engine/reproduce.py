@@ -21,11 +21,15 @@ from ..core.result import Result
 from ..sandbox.perturbation import STILL, Perturbation
 from .items import ENDING, Item, Items, differing, explain, items_of
 from .rerun import NO_LIMITS, CannotRerun, Rerunner
-from .trials import AGAIN, Trial, fix_for, held, holdable, trials
+from .trials import AGAIN, INODES, Trial, fix_for, held, holdable, trials
 
 SAME, DIFFERS = "same", "differs"
 HELD_RUNS = 3
 """Two runs of a race agree too often by chance; what is named in the end was tried twice as often."""
+
+
+ALONE: tuple[str, ...] = (INODES,)
+NOTHING_HELD: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +251,13 @@ class _Examination:
         while True:
             causes = {name: found for name in self.unsteady if (found := _explaining(name, results))}
             once = [each for each in results if each in causes.values() and len(results[each]) == HELD_RUNS]
+            if ALONE in once:
+                once.append(NOTHING_HELD)
             more = self._run_held(once) if once else {}
             if not more:
                 return causes
             for each, ran in more.items():
-                results[each] += ran
+                results.setdefault(each, []).extend(ran)
 
     def _run_held(self, wanted: list[tuple[str, ...]]) -> dict[tuple[str, ...], list[Items]]:
         """Three runs of each, at different seconds."""
@@ -308,8 +314,13 @@ class _Examination:
 
 
 def _explaining(name: str, held_runs: dict[tuple[str, ...], list[Items]]) -> tuple[str, ...]:
-    """The first thing that, held still, makes all runs agree on an item; nothing if none does."""
-    return next((causes for causes, results in held_runs.items() if _all_agree(name, results)), ())
+    """The first thing that, held still, makes all runs agree on an item; nothing if none does.
+
+    A view of its own is no cause where runs agree in shared ones just as well, as those of one minute do on a date.
+    """
+    no_cause = {NOTHING_HELD, *([ALONE] if _all_agree(name, held_runs.get(NOTHING_HELD, [])) else [])}
+    tried = (causes for causes in held_runs if causes not in no_cause)
+    return next((causes for causes in tried if _all_agree(name, held_runs[causes])), ())
 
 
 def _all_agree(name: str, results: list[Items]) -> bool:

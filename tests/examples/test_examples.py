@@ -69,7 +69,7 @@ def test_an_example_keeps_its_word(name: str, tmp_path: Path) -> None:
     assert build(project, expected).counts == expected["again"]
     for path, wanted in expected["outputs"].items():
         check_output(project.root / path, wanted)
-    if os.environ.get("REQUIEM_TEST_USER") == "again":
+    if os.environ.get("REQUIEM_TEST_USER") == "again" and name != "data-pipeline":  # Which only he builds.
         return  # Which steps an edit runs cannot depend on who runs them.
     for edit in expected["edits"]:
         check_edit(project, expected, edit)
