@@ -61,7 +61,11 @@ ONCE = (
 records and journals, which steps are looked at, when they are begun and by how many. None of it asks who runs it;
 whether a step may do something, and who owns what, do."""
 THEIRS = (
-    *("test_docs.py", "cli/test_commands.py", "examples/test_examples.py::test_an_example_keeps_its_word[data-pipeline]"),
+    *(
+        "test_docs.py",
+        "cli/test_commands.py",
+        "examples/test_examples.py::test_an_example_keeps_its_word[data-pipeline]",
+    ),
     *(f"engine/test_{name}.py" for name in ("build", "hostile", "odd_files", "paths")),
 )
 """What is marked `theirs`: what a user types, edits and gets wrong. Root may do more, so an ordinary user is the harder
