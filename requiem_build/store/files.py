@@ -35,6 +35,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _TOO_MANY = (errno.EMFILE, errno.ENFILE)
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR)
 HOST_FAILED = (*_TOO_MANY, errno.EIO, errno.ENOMEM)
 """What no path that was given wrongly can cause."""
 
@@ -83,9 +84,10 @@ def fault(error: OSError, doing: str, place: str, *, needs: int | None = None) -
     if error.errno in _TOO_MANY:
         return EnvironmentFault(f"too many open files while {doing}", facts=[cause], hint=hint_of(error.errno))
     path = error.filename2 or error.filename or place
-    return EnvironmentFault(
-        f"the host failed while {doing}", facts=[("path", str(path)), cause], hint=hint_of(error.errno)
-    )
+    hint = hint_of(error.errno)
+    if error.errno in _NOWHERE:
+        hint = "say with REQUIEM_CAS_DIR or [store] path where the store can lie: no directory can be made there"
+    return EnvironmentFault(f"the host failed while {doing}", facts=[("path", str(path)), cause], hint=hint)
 
 
 def _ownership(path: str) -> list[Fact]:

@@ -175,3 +175,9 @@ def test_put_mends_an_object_of_the_right_size_with_other_bytes(project: Project
     assert project.run("cas", "get", digest, "-o", "back").code == 0
     assert (project.root / "back").read_bytes() == (project.root / "file").read_bytes()
     assert project.run("cas", "verify").code == 0
+
+
+def test_a_store_that_can_lie_nowhere_is_exit_4_and_says_what_to_change(project: Project) -> None:
+    project.manifest('[steps.one]\ncommand = "true"\n')
+    refused = project.refuse("build", env={"REQUIEM_CAS_DIR": "/proc/nowhere"}, expect=4)
+    assert "path:  /proc/nowhere" in refused.err and "hint: say with REQUIEM_CAS_DIR" in refused.err
