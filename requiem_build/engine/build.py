@@ -223,8 +223,9 @@ class _Run:
         """As many in all, if steps run in what these are for."""
         if self.options.dry_run or (self.options.sandbox or self.site.settings.sandbox or "strict") != "strict":
             return
-        start_workers(count - self.ahead)
-        self.ahead = max(count, self.ahead)
+        if count > self.ahead:  # Else what starts them need not even be imported.
+            start_workers(count - self.ahead)
+            self.ahead = count
 
     def _whole(self, question: plans.Question) -> Scope:
         planned = plans.obtain(self.site.root, question, self.site.seal, self.site.settings.roots)

@@ -100,15 +100,18 @@ class Layout:
                 changed |= self.remove(path)
         return changed
 
-    def is_vacant(self, outputs: Iterable[str]) -> bool:
-        return not any(os.path.lexists(f"{self.root}/{path}") for path in outputs)
-
-    def stamps_of(self, outputs: Iterable[str]) -> list[Stamp]:
-        """Of files that were laid out just now."""
+    def lay_out_new(self, name: str, outputs: Mapping[str, Entry]) -> list[Stamp] | None:
+        """The stamps of files that were laid out where nothing stood; None, and nothing done, if something does."""
+        if any(os.path.lexists(f"{self.root}/{path}") for path in outputs):
+            return None
+        for path, entry in outputs.items():
+            self._place(path, entry, vacant=True)
+            self._made[path] = entry
+            self._owner[path] = name
         return [self._stamps.seen[f"{self.root}/{path}"] for path in outputs]
 
     def note_laid_out(self, name: str, outputs: Mapping[str, Entry], stamps: Iterable[Stamp]) -> None:
-        """As if `lay_out` had done here what it did in another process. `stamps` are those of `stamps_of`."""
+        """As if `lay_out` had done here what it did in another process. `stamps` are what `lay_out_new` gave."""
         for (path, entry), stamp in zip(outputs.items(), stamps, strict=True):
             self._stamps.note(f"{self.root}/{path}", entry, stamp)
             self._made[path] = entry

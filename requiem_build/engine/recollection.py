@@ -106,15 +106,15 @@ class Recollection:
         None if nothing was laid out. Raises EnvironmentFault.
         """
         remembered = self._recoverable(instance)
-        if remembered is None or not self.layout.is_vacant(remembered.outputs):
-            return None
         try:
-            if not self._restore(instance, remembered):
+            if remembered is None or not self._is_kept(instance, remembered):
                 return None
+            stamps = self.layout.lay_out_new(instance.name, remembered.outputs)
         except (CorruptObject, MissingObject):
             return None
-        self._restored.add(instance.name)
-        return self.layout.stamps_of(remembered.outputs)
+        if stamps is not None:
+            self._restored.add(instance.name)
+        return stamps
 
     def restored_elsewhere(self, laid: Iterable[tuple[str, list[Stamp]]]) -> None:
         """What another process did in `restore_ahead`."""
@@ -124,13 +124,17 @@ class Recollection:
 
     def _restore(self, instance: Instance, remembered: Remembered) -> bool:
         """Lays out what is remembered, if the store has all of it, verified."""
-        files = [entry for entry in remembered.outputs.values() if isinstance(entry, File)]
-        if not (instance.lay_out and remembered.recorded and len(files) == len(remembered.outputs)):
-            return False
-        if not all(is_there(self.blobs, entry) for entry in files):
+        if not self._is_kept(instance, remembered):
             return False
         self.layout.lay_out(instance.name, remembered.outputs, self.previous(instance))
         return True
+
+    def _is_kept(self, instance: Instance, remembered: Remembered) -> bool:
+        """Whether it can be laid out from what the store has, verified."""
+        files = [entry for entry in remembered.outputs.values() if isinstance(entry, File)]
+        if not (instance.lay_out and remembered.recorded and len(files) == len(remembered.outputs)):
+            return False
+        return all(is_there(self.blobs, entry) for entry in files)
 
     def in_place(self, instance: Instance, outputs: Mapping[str, Entry]) -> bool:
         """Whether exactly these stand in the workspace, or in the store if they are not laid out."""
