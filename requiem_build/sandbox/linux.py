@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
 from ..core.fields import replace
-from . import keeper
 from .attendant import Attendant, fault_of
 from .base import Finished, Job
 from .cgroups import Cgroups, Group, grouped, limits_held
@@ -73,12 +72,8 @@ class StrictSandbox:
         self._cgroups = cgroups
         self._before = before
         self._host = _require_host(shown)
-        if self._terms.held and self._host.machine not in keeper.MACHINES:
-            raise SandboxUnavailable(
-                "clock and randomness cannot be held on this processor",
-                facts=[("machine", self._host.machine), ("known", ", ".join(keeper.MACHINES))],
-                hint='say clock = "real" and random = "real"',
-            )
+        if self._terms.held:
+            _require_keeper(self._host.machine)
         self._fresh: Attendant | None = None
         self._trees = Trees()
         self._reused: Attendant | None = None
@@ -212,6 +207,17 @@ class StrictSandbox:
 
     def _boot_reused(self) -> Attendant:
         return _boot(plan_worker(self._host, self._terms, REUSED, ()))
+
+
+def _require_keeper(machine: str) -> None:
+    from . import keeper
+
+    if machine not in keeper.MACHINES:
+        raise SandboxUnavailable(
+            "clock and randomness cannot be held on this processor",
+            facts=[("machine", machine), ("known", ", ".join(keeper.MACHINES))],
+            hint='say clock = "real" and random = "real"',
+        )
 
 
 class Spare:
