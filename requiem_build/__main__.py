@@ -23,10 +23,10 @@ JOBS = ("-j", "--jobs")
 
 def main(begun: "int | None" = None) -> None:
     """`begun`: what stands in sys.path up to there is the interpreter's own, which has no `site` yet."""
-    import gc
-
     # Nothing has begun: Ctrl-C just ends us, and who reads JSON is told. `run` takes it over.
     signal.signal(signal.SIGINT, _tell_and_end if "--json" in sys.argv else signal.SIG_DFL)
+    import gc
+
     gc.disable()  # A short life: what is made is needed to the end. The command line turns it on again.
     _open_what_is_closed()
     arguments = sys.argv[1:]

