@@ -39,8 +39,8 @@ SCHEMA = "requiem.reproduce/1"
 RUNS_MAX = 1000
 TIMEOUT_MIN_MS = 60_000
 """A step under a perturbation may take this long, or twenty times as long as it took, before it counts as stuck."""
-WAITING_PER_JOB = 16
-"""Most of the time of a step that differs goes into waiting for another second, while others can run."""
+WAITING_MAX = 64
+"""So many steps may wait for another second while others run: most of the time of one that differs goes into that."""
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ def command(
         heed(rerunner.interrupt)
         jobs = jobs or 2 * processors()
         work = _Work(shared, site, store, trust, rerunner, runs, jobs)
-        with ThreadPoolExecutor(max(1, min(len(chosen), WAITING_PER_JOB * jobs))) as pool:
+        with ThreadPoolExecutor(jobs + WAITING_MAX) as pool:
             known = find_all_known(store, chosen, memory, site.workspace_id)
             lines = list(pool.map(work.line, chosen, known, [instances[name].limits for name in chosen]))
         fell = _keep_ratchet(shared, ratchet, before, {line.name: line.after for line in lines}, set(instances))

@@ -93,8 +93,7 @@ class Layout:
             if here != entry:
                 self._place(path, entry, vacant=here is None)
                 changed = True
-            self._made[path] = entry
-            self._owner[path] = name
+            self._own(name, path, entry)
         for path in previous:
             if path not in outputs and (self._owner.get(path) or self._declared.get(path)) in (None, name):
                 changed |= self.remove(path)
@@ -106,16 +105,18 @@ class Layout:
             return None
         for path, entry in outputs.items():
             self._place(path, entry, vacant=True)
-            self._made[path] = entry
-            self._owner[path] = name
+            self._own(name, path, entry)
         return [self._stamps.seen[f"{self.root}/{path}"] for path in outputs]
 
     def note_laid_out(self, name: str, outputs: Mapping[str, Entry], stamps: Iterable[Stamp]) -> None:
         """As if `lay_out` had done here what it did in another process. `stamps` are what `lay_out_new` gave."""
         for (path, entry), stamp in zip(outputs.items(), stamps, strict=True):
             self._stamps.note(f"{self.root}/{path}", entry, stamp)
-            self._made[path] = entry
-            self._owner[path] = name
+            self._own(name, path, entry)
+
+    def _own(self, name: str, path: str, entry: Entry) -> None:
+        self._made[path] = entry
+        self._owner[path] = name
 
     @cached_property
     def _declared(self) -> Mapping[str, str]:

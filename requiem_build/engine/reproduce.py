@@ -26,8 +26,6 @@ from .trials import AGAIN, INODES, Trial, fix_for, held, holdable, trials
 SAME, DIFFERS = "same", "differs"
 HELD_RUNS = 3
 """Two runs of a race agree too often by chance; what is named in the end was tried twice as often."""
-
-
 ALONE: tuple[str, ...] = (INODES,)
 NOTHING_HELD: tuple[str, ...] = ()
 
@@ -266,7 +264,7 @@ class _Examination:
             self.rest(self.ran_s)
             for names in wanted:
                 try:
-                    ran = self._run(held(names, self.library), f"held: {', '.join(names)}")
+                    ran = self._run(held(names, self.library), f"held: {', '.join(names) or 'nothing'}")
                     results.setdefault(names, []).append(ran)
                 except (CannotRerun, EnvironmentFault):
                     self.rerunner.raise_if_interrupted()

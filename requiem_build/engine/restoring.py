@@ -32,49 +32,52 @@ def restore_ahead(recollection: Recollection, lost: Sequence[Instance], *, stopp
         return
     lost = lost[:STEPS_MAX]
     half = len(lost) // 2
-    memory = os.memfd_create("restored", os.MFD_CLOEXEC)
-    try:
-        child = _fork(recollection, lost[half:], memory, stopped)
-        if child == 0:  # No room for another process.
-            return
-        done = False
+    with suppress(OSError):  # No room for another process, or for a descriptor: then it is done as ever.
+        memory = os.memfd_create("restored", os.MFD_CLOEXEC)
         try:
-            for instance in lost[:half]:
-                if stopped():
-                    break
-                recollection.restore_ahead(instance)
-            else:
-                done = True
+            _by_two(recollection, lost[:half], lost[half:], memory, stopped)
         finally:
-            if not done:
-                os.kill(child, SIGTERM)
-            os.waitpid(child, 0)
-        recollection.restored_elsewhere(_read(memory))
-    finally:
-        os.close(memory)
+            os.close(memory)
 
 
-def _fork(recollection: Recollection, lost: Sequence[Instance], memory: int, stopped: Callable[[], bool]) -> int:
-    """The process that lays these out; 0 if there can be none."""
+def _by_two(
+    recollection: Recollection,
+    ours: Sequence[Instance],
+    theirs: Sequence[Instance],
+    memory: int,
+    stopped: Callable[[], bool],
+) -> None:
     parent = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            # Of a parent that is gone nobody will ask what was done.
+            laid = _restore(recollection, theirs, lambda: stopped() or os.getppid() != parent)
+            _write(memory, marshal.dumps(laid))
+        finally:
+            os._exit(0)
+    done = False
     try:
-        child = os.fork()
-    except OSError:
-        return 0
-    if child:
-        return child
-    try:
-        laid: Laid = []
-        with suppress(RequiemError, OSError):
-            for instance in lost:
-                if stopped() or os.getppid() != parent:  # Nobody will ask what was done.
-                    break
-                stamps = recollection.restore_ahead(instance)
-                if stamps is not None:
-                    laid.append((instance.name, stamps))
-        _write(memory, marshal.dumps(laid))
+        _restore(recollection, ours, stopped)
+        done = not stopped()
     finally:
-        os._exit(0)
+        if not done:
+            os.kill(child, SIGTERM)
+        os.waitpid(child, 0)
+    recollection.restored_elsewhere(_read(memory))
+
+
+def _restore(recollection: Recollection, lost: Sequence[Instance], stopped: Callable[[], bool]) -> Laid:
+    """Up to the first trouble, which the schedule will meet and tell."""
+    laid: Laid = []
+    with suppress(RequiemError):
+        for instance in lost:
+            if stopped():
+                break
+            stamps = recollection.restore_ahead(instance)
+            if stamps is not None:
+                laid.append((instance.name, stamps))
+    return laid
 
 
 def _write(memory: int, content: bytes) -> None:

@@ -86,7 +86,7 @@ def fault(error: OSError, doing: str, place: str, *, needs: int | None = None) -
     path = error.filename2 or error.filename or place
     hint = hint_of(error.errno)
     if error.errno in _NOWHERE:
-        hint = "say with REQUIEM_CAS_DIR or [store] path where the store can lie: no directory can be made there"
+        hint = "say with REQUIEM_CAS_DIR or [store] path where the store can lie: there is no directory for it there"
     return EnvironmentFault(f"the host failed while {doing}", facts=[("path", str(path)), cause], hint=hint)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -59,11 +58,21 @@ def test_two_processes_lay_out_what_one_would_and_say_the_same(built: Project) -
     assert by_two.code == 0, by_two.err
     who = Counter(line.split()[0] for line in log.read_text().splitlines() if "/out/" in line and "= 0" in line)
     assert len(who) == 2 and min(who.values()) > COUNT // 3, who  # Some calls take two lines.
+    assert opened(built) == [], "the stamps of what the other process laid out are known, so nothing is read again"
     hold(built)
     shutil.rmtree(built.root / "out")
     by_one = built.run("build", "-j", "1")
     assert said(by_two) == said(by_one) and len(said(by_one)) == COUNT
     hold(built)
+
+
+def opened(project: Project) -> list[str]:
+    """Which outputs a plain build opens."""
+    log = project.base / "opened"
+    assert (
+        project.run("build", program=("strace", "-f", "-qq", "-e", "trace=openat", "-o", str(log), *REQUIEM)).code == 0
+    )
+    return [line for line in log.read_text().splitlines() if "/out/" in line]
 
 
 def said(ran: Ran) -> set[str]:
@@ -89,6 +98,20 @@ def _entries(store: Store, names: set[str]) -> list[File]:
     return [entry for path, entry in found if path[4:] in names and isinstance(entry, File)]
 
 
+def test_a_step_that_lost_one_of_its_outputs_has_both_again(project: Project) -> None:
+    steps = (
+        f'[steps.s{number}]\ncommand = "echo {number} | tee out/{number} > kept/{number}"\n'
+        f'outputs = ["out/{number}", "kept/{number}"]\n'
+        for number in range(COUNT)
+    )
+    project.manifest('[defaults]\nsandbox = "process"\n' + "".join(steps))
+    project.build()
+    shutil.rmtree(project.root / "out")
+    assert len(said(project.run("build", "-j", "2"))) == COUNT
+    for number in range(COUNT):
+        assert project.read(f"out/{number}") == project.read(f"kept/{number}") == f"{number}\n"
+
+
 def test_an_edit_beside_it_runs_what_it_must(built: Project) -> None:
     built.write("src/5", "another source\n")
     ran = built.run("build", "-j", "2")
@@ -98,13 +121,14 @@ def test_an_edit_beside_it_runs_what_it_must(built: Project) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_whatever_ends_it_leaves_no_process_and_no_half(built: Project, how: signal.Signals) -> None:
-    for delay_s in (0.15, 0.25, 0.35):
-        with built.start("build", "-q", "-j", "2", program=(sys.executable, "-m", "requiem_build")) as process:
-            time.sleep(delay_s)
+    for count in (1, COUNT // 4, COUNT // 2):
+        shutil.rmtree(built.root / "out", ignore_errors=True)
+        with built.start("build", "-q", "-j", "2") as process:
+            while len(list((built.root / "out").glob("*"))) < count and process.poll() is None:
+                time.sleep(0.001)
             process.send_signal(how)
-            process.communicate(timeout=30)
-        assert process.returncode in (0, 128 + how, -how)
-        assert _processes_in(built.root) == []
+            assert process.wait(timeout=30) in (0, 128 + how, -how)
+            assert _processes_in(built.root) == []
         for path in (built.root / "out").glob("*"):
             name = path.name
             assert path.read_text() == built.read(f"src/{name[1:]}") * (2 if name[0] == "b" else 1)
