@@ -95,8 +95,13 @@ def write_ninja(folder: Path, steps: Sequence[Step], *, logged: bool = True) -> 
 
 
 def _write(folder: Path, name: str, text: str, steps: Sequence[Step]) -> None:
-    (folder / "src").mkdir(parents=True)
+    write_sources(folder, steps)
     (folder / name).write_text(text)
+
+
+def write_sources(folder: Path, steps: Sequence[Step]) -> None:
+    """What the steps read and none makes, in a new folder."""
+    (folder / "src").mkdir(parents=True)
     for step in steps:
         for path in step.inputs:
             if path.startswith("src/"):

@@ -1,13 +1,13 @@
-"""How fast is the store, measured against `cp`, git, b3sum and turbo?
+"""How fast is the store, measured against `cp`, git and b3sum?
 
-usage: python benchmarks/store.py [NAME ...] [-n ROUNDS] [--files N] [--size MIB] [--turbo PROGRAM] [--alone] [--write]
+usage: python benchmarks/store.py [NAME ...] [-n ROUNDS] [--files N] [--size MIB] [--alone] [--write]
 
 Both sides of a ratio are measured in one round, right after each other, and each first in every other round. Every
 round has fresh directories and nothing is deleted, as in run.py. `store` is what a build does with a finished
 step's outputs (hash, copy, publish), without the step, and without a sync, as `cp` and git have none; `synced` is
 the same until it is on the disk, beside `cp` and `sync -f`. Sources lie in the page cache. `restore` is a whole
 `requiem build` after the outputs were lost, from the start of the interpreter to its end. Standard library only;
-needs git, b3sum, and for `turbo` its native program (`npm install turbo` puts it into node_modules/@turbo/*/bin).
+needs git and b3sum. What restoring costs others is in peers.py.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph import Step, layered, write_requiem
+from graph import layered, write_requiem
 from run import machine, shown
 from sections import PAGE, write_section
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = 1000
 Times = dict[str, float]
 """Milliseconds by who took them."""
 
@@ -65,7 +64,6 @@ LINES = (
     Line("large", "restore it", "restore", "git checkout"),
     Line("hash", "hash {size} MiB", "hash", "b3sum, one thread"),
     Line("hash", "hash {size} MiB", "hash", "b3sum, all threads"),
-    Line("turbo", f"restore {STEPS:,} small outputs of {STEPS:,} steps", "restore", "turbo", 1 / 5),
 )
 GROUPS = tuple(dict.fromkeys(line.group for line in LINES))
 
@@ -238,82 +236,6 @@ class Round:
 
         return self.in_turn(lambda: {"hash": timed(ours)}, theirs)
 
-    def turbo(self) -> Times:
-        """The same thousand steps; turbo's cache is filled through a stand-in for npm, which starts each much faster.
-
-        Restoring runs no npm: all are hits. Turbo's own native program is timed, without the node script around it.
-        """
-        steps = layered(STEPS)
-        ours, theirs = self.folder / "requiem", self.folder / "turbo"
-        write_requiem(ours, steps)
-        self.requiem(ours)
-        write_turbo(theirs, steps)
-        env = {
-            "PATH": f"{theirs / 'bin'}:{os.environ['PATH']}",
-            "HOME": str(self.home),
-            "TURBO_TELEMETRY_DISABLED": "1",
-        }
-        command = [self.chosen.turbo, "run", "all", "--cache", "local:rw", "--output-logs", "none", "--no-daemon"]
-        run(*command, cwd=theirs, env=env)
-
-        def restore_theirs() -> Times:
-            (theirs / "out").rename(self.folder / "lost.turbo")
-            (theirs / "out").mkdir()
-            return {"turbo": timed(lambda: run(*command, cwd=theirs, env=env))}
-
-        def restore_ours() -> Times:
-            (ours / "out").rename(self.folder / "lost.requiem")
-            return {"restore": timed(lambda: self.requiem(ours))}
-
-        found = self.in_turn(restore_ours, restore_theirs)
-        same(theirs / "out", ours / "out")
-        return found
-
-
-def write_turbo(folder: Path, steps: Sequence[Step]) -> None:
-    """Each step a task of the root package."""
-    made = {step.output: number for number, step in enumerate(steps)}
-    tasks: dict[str, object] = {
-        "//#all": {"dependsOn": [f"//#s{number}" for number in range(len(steps))], "inputs": []}
-    }
-    (folder / "src").mkdir(parents=True)
-    (folder / "out").mkdir()
-    (folder / "bin").mkdir()
-    (folder / ".scripts").mkdir()
-    scripts = {"all": "true"}
-    for number, step in enumerate(steps):
-        inputs, output, command = step.inputs, step.output, step.command
-        tasks[f"//#s{number}"] = {
-            "inputs": [path for path in inputs if path not in made],
-            "outputs": [output],
-            "dependsOn": [f"//#s{made[path]}" for path in inputs if path in made],
-        }
-        scripts[f"s{number}"] = command
-        for path in inputs:
-            if path.startswith("src/"):
-                (folder / path).write_text(f"source {path}\n")
-    for name, text in scripts.items():
-        (folder / ".scripts" / name).write_text(text + "\n")
-    stand_in = folder / "bin" / "npm"
-    stand_in.write_text('#!/bin/sh\n[ "$1" = run ] || exit 0\nexec sh .scripts/"$2"\n')
-    stand_in.chmod(0o755)
-    package = {
-        "name": "root",
-        "version": "0.0.0",
-        "private": True,
-        "packageManager": "npm@10.0.0",
-        "workspaces": ["pk/*"],
-    }
-    lock = {"name": "root", "version": "0.0.0", "lockfileVersion": 3, "requires": True}
-    lock["packages"] = {"": {"name": "root", "version": "0.0.0", "workspaces": ["pk/*"]}}
-    (folder / "package.json").write_text(json.dumps({**package, "scripts": scripts}))
-    (folder / "package-lock.json").write_text(json.dumps(lock))
-    (folder / "turbo.json").write_text(json.dumps({"tasks": tasks}))
-    (folder / ".gitignore").write_text("node_modules\n.turbo\nout\n")
-    run("git", "init", "-q", cwd=folder)  # Outside of a repository turbo is many times slower.
-    run("git", "add", "-A", cwd=folder)
-    run("git", "-c", "user.name=b", "-c", "user.email=b@b", "commit", "-qm", "all", cwd=folder)
-
 
 def same(expected: Path, found: Path) -> None:
     """Whoever is fast must also be right."""
@@ -346,14 +268,13 @@ def table(found: dict[str, list[Times]], chosen: argparse.Namespace) -> Iterator
 
 TEXT = """## The store
 
-    python benchmarks/store.py -n {rounds} --turbo PROGRAM --write
+    python benchmarks/store.py -n {rounds} --write
 
 `store` is what happens to a finished step's outputs until they are in the store: each file is copied, and the copy
 hashed. It syncs nothing, nor do `cp -r` and git; `sync` is `syncfs` on both sides, and nothing else waits to be
 written out when something is timed. `restore` is a whole `requiem build` after the outputs were lost: every byte is
-read from the store, hashed, compared and written. Small files are 100 bytes to 8 KiB. Turbo is its native program,
-called directly in a git repository; its cache was filled through a stand-in for npm, and restoring runs none. What was
-restored is compared byte by byte.
+read from the store, hashed, compared and written. Small files are 100 bytes to 8 KiB. What was restored is compared
+byte by byte.
 
 Measured {when}, {rounds} rounds, on {machine}{alone}:
 
@@ -367,14 +288,13 @@ def main() -> int:
     parser.add_argument("-n", "--rounds", type=int, default=5)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--size", type=int, default=1024, help="of the large file, in MiB")
-    parser.add_argument("--turbo", type=Path, help="turbo's native program; without it that part is left out")
     parser.add_argument("--dir", type=Path, help="where to work; a new temporary directory, kept, without it")
     parser.add_argument("--alone", action="store_true", help="before everything else on a busy machine (root)")
     parser.add_argument("--write", action="store_true", help=f"write a section of {PAGE.relative_to(REPOSITORY)}")
     chosen = parser.parse_args()
     if chosen.alone:
         PRIORITY.append(os.SCHED_RR)
-    wanted = [name for name in chosen.names or GROUPS if name != "turbo" or chosen.turbo]
+    wanted = chosen.names or GROUPS
     if unknown := set(chosen.names) - set(GROUPS):
         parser.error(f"no benchmark {unknown.pop()!r}; there are {', '.join(GROUPS)}")
     for tool in ("git", "b3sum"):
