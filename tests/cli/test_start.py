@@ -227,3 +227,44 @@ def test_what_is_installed_here_is_this_script() -> None:
     assert os.access(installed, os.X_OK)
     commands = importlib.metadata.entry_points(group="console_scripts", module="requiem_build.__main__")
     assert [each.name for each in commands] == ["requiem-build"]
+
+
+@pytest.mark.parametrize("whence", ["a private home", "the PATH"])
+def test_an_interpreter_that_no_step_can_see_builds(tmp_path: Path, whence: str) -> None:
+    """A workers' interpreter need not lie where the step that it runs could look: pyenv's lies below a home of 0700."""
+    if whence == "the PATH":
+        python = shutil.which("python3") or ""
+        asked = subprocess.run(
+            [python, "-c", "import sys; print(sys.version_info[:2])"], capture_output=True, text=True
+        )
+        if os.path.realpath(python) == os.path.realpath(sys.executable) or asked.stdout.strip() != str(
+            sys.version_info[:2]
+        ):
+            pytest.skip("the PATH has no other interpreter of this version")
+    else:
+        home = tmp_path / "private"
+        home.mkdir(0o700)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--copies", home / "venv"], check=True)
+        python = str(home / "venv/bin/python")
+    project = Project(tmp_path)
+    project.write("a.c", "int main(void) { return 0; }\n")
+    project.manifest("""
+        [steps.compile]
+        command = ["gcc", "a.c", "-o", "a"]
+        inputs = ["a.c"]
+        outputs = ["a"]
+        [steps.run]
+        command = "./a && id -un > who"
+        inputs = ["a"]
+        outputs = ["who"]
+    """)
+    for states in ({"compile": "ran", "run": "ran"}, {"compile": "fresh", "run": "hit"}):
+        ran = project.run(
+            "build",
+            "--json",
+            program=(python, "-m", "requiem_build"),
+            env={"PYTHONPATH": f"{SOURCE}:{OTHERS}"},
+        )
+        assert (ran.code, ran.states) == (0, states), ran.err
+        assert project.read("who") == "builder\n"
+        (project.root / "who").unlink()
