@@ -5,9 +5,9 @@ usage: python benchmarks/peers.py [TOOL ...] [-n ROUNDS] [--sizes N...] [--tools
 In each round every tool does everything once, in another order each time, in a fresh directory; a ratio is
 Requiem's wall time through the other tool's of the same round, and quoted is the median of the rounds. Each tool's own
 program is called directly (not through npm, npx or a script that looks for it), with as many jobs as there are
-processors, and with its cache where it has one. After each question the outputs are compared with what they must be.
-Only Requiem isolates what it runs. `--tools` is where the others are installed, from PyPI and npm, if they are not
-there yet; Ninja comes from Debian.
+processors, and with its cache where it has one; nothing waits to be written out. After each question the outputs are
+compared with what they must be. Only Requiem isolates what it runs. `--tools` is where the others are installed, from
+PyPI and npm, if they are not there yet; Ninja comes from Debian.
 """
 
 from __future__ import annotations
@@ -182,6 +182,7 @@ class Place:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PYTHONPATH": str(REPOSITORY)}
         env |= {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", **tool.env(self.tools, folder)}
         argv = tool.argv(self.tools)
+        os.sync()  # Requiem waits until its store is on the disk: not also for what others wrote before.
         begun = time.perf_counter()
         done = subprocess.run(argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         taken_ms = (time.perf_counter() - begun) * 1000

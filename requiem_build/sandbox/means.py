@@ -105,7 +105,7 @@ def plan_worker(host: Host, terms: Terms, means: str, areas: Sequence[str]) -> d
     """What a worker for such jobs is told when it starts. `areas` are the host directories that jobs may be shown."""
     filter_ = make_filter(
         host.machine,
-        held_random=terms.perturbation.held_random,
+        held_random=terms.perturbation.held_random and terms.random != "seeded",
         held_clock=terms.clock == "frozen",
         seeded=terms.random == "seeded",
     )

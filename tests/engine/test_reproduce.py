@@ -132,6 +132,29 @@ def test_each_output_has_its_own_cause(project: Project) -> None:
         assert named["o/when"] == (["clock"], False)
 
 
+def test_a_program_that_will_not_do_without_randomness_has_it_as_its_only_cause(project: Project) -> None:
+    """OpenSSL fails where getrandom(2) is refused, unless it believes that the kernel is an old one."""
+    simple(project, "openssl enc -aes-128-cbc -pbkdf2 -k x -in in.txt > out", 'tools = ["openssl"]')
+    (step,) = reproduced(project, expect=3).values()
+    assert causes(step) == {"randomness"}, step
+
+
+WITHOUT_KEEPER = """
+import sys
+from requiem_build.sandbox import keeper
+from requiem_build.__main__ import main
+keeper.MACHINES = ()
+sys.exit(main())
+"""
+
+
+def test_where_nobody_can_trace_randomness_is_still_named(project: Project) -> None:
+    simple(project, "head -c 9 /dev/urandom > out")
+    ran = project.run("-c", WITHOUT_KEEPER, "reproduce", "--json", program=(sys.executable,), timeout_s=300)
+    (step,) = ran.report["steps"]
+    assert (ran.code, causes(step)) == (3, {"randomness"}), ran.err
+
+
 def everything_but_verdicts(project: Project) -> list[tuple[str, int, int]]:
     return [
         (str(path), path.lstat().st_mtime_ns, path.lstat().st_size)

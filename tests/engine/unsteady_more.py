@@ -66,7 +66,7 @@ TOOLS = [
     kind("awk-seed", "awk 'BEGIN { srand(); print rand() }' > out", BOTH),
     kind("random-sort", "seq 50 | sort -R > out", RANDOM | {"order"}),
     kind("shell-kernel-random", "echo $SRANDOM > out", RANDOM),
-    kind("salted-encryption", "echo 1 | openssl enc -aes-128-cbc -pbkdf2 -k x > out", BOTH, tools="openssl"),
+    kind("salted-encryption", "echo 1 | openssl enc -aes-128-cbc -pbkdf2 -k x > out", RANDOM, tools="openssl"),
     kind("certificate", "openssl req -x509 -newkey ed25519 -nodes -subj /CN=x -keyout k -out out 2> log", BOTH, tools="openssl"),
     kind("link-map", C + "echo 'int g(void){return 2;}' > y.c; gcc -shared -Wl,-Map=out x.c y.c -o l", BOTH, tools="gcc"),
     kind(
