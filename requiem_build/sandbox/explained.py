@@ -243,7 +243,6 @@ _WORDS: Mapping[str, Callable[..., Iterator[Told]]] = {
     "limit": _tell_limit,
     "core_filter": lambda _: iter(()),
     "hide_trees": lambda: iter(()),
-    "drop": lambda _: iter(()),
     "put": lambda _, directories, files, __: _tell_layer(directories, files),
     "lay_tree": lambda *_: iter([("mounts", WORKSPACE, "many inputs, as one layer that steps share, below its own")]),
     "no_new_privileges": _one("privileges", "capabilities", "none, and no program can gain any"),

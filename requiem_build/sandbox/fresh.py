@@ -50,6 +50,8 @@ class Fresh(Serving):
         finally:
             preparation.release()
         preparation.remove_mountpoints()
+        for number in job["dropped"]:  # As long as to make so many files: not before anybody has his answer.
+            self._shelf.drop(number)
         if self.boot.network_was_used():
             self._renew_network()
 

@@ -132,7 +132,10 @@ def plan_step(
         "max_output_bytes": job.max_output_bytes,
         "terminal": None if job.on_terminal is None else "",
     }
-    return told if means == REUSED else {**told, "shelf": plan_shelf(tree), "hold": _hold(job, terms)}
+    if means == REUSED:
+        return told
+    dropped = [] if tree is None else list(tree.dropped)
+    return {**told, "shelf": plan_shelf(tree), "dropped": dropped, "hold": _hold(job, terms)}
 
 
 def _hold(job: Job, terms: Terms) -> tuple[int | None, bool] | None:

@@ -18,7 +18,7 @@ INPUTS_MIN = 64
 """From here on a layer is cheaper than writing each file and looking whether it is still what it was."""
 
 BYTES_MAX = 64 * 1024 * 1024
-"""Of all the trees of one worker, which lie in memory."""
+"""Of all the trees of one worker, which lie in memory; one more while it is made, before others are dropped."""
 
 TREES_MAX = 8
 REST_MAX = 16

@@ -128,13 +128,10 @@ def _touched(job: Job, directories: Sequence[str], known: frozenset[str]) -> lis
 
 def plan_shelf(tree: Choice | None) -> list[Operation]:
     """What a worker does with its shelf before a job: methods of `shelf.Shelf`."""
-    if tree is None:
+    if tree is None or tree.made_of is None:
         return []
-    plan: list[Operation] = [("drop", number) for number in tree.dropped]
-    if tree.made_of is not None:
-        files = [(i.path, i.data, 0o555 if i.executable else 0o444) for i in tree.made_of if i.data is not None]
-        plan.append(("put", tree.number, sorted(tree.directories), files, INPUT_MTIME_NS))
-    return plan
+    files = [(i.path, i.data, 0o555 if i.executable else 0o444) for i in tree.made_of if i.data is not None]
+    return [("put", tree.number, sorted(tree.directories), files, INPUT_MTIME_NS)]
 
 
 def _plan_perturbation(here: Perturbation) -> list[Operation]:
