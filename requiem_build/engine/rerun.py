@@ -94,7 +94,7 @@ class Rerunner:
         self._roots = {self._surroundings.root_path(root): root for root in roots.values()}
         self._executors: dict[tuple[Perturbation, tuple[str, ...], bool], LocalExecutor] = {}
         self._keeper = True
-        """Whether randomness is held by answering who asks for it. Else by refusing, which some programs do not bear."""
+        """Whether randomness is held by answering who asks for it. Else by refusing it, which some cannot bear."""
         self._signal: int | None = None
         self._lock = threading.Lock()
 
