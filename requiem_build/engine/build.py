@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from .. import __version__
 from ..core.digest import Digest
 from ..core.errors import Interrupted, Refused, RequiemError, StoreRefused
 from ..core.events import Event, Listener, PlanMade, RunFinished, RunStarted, StepFinished, Warned
 from ..core.fields import dataclass
-from ..core.frontier import Frontier, Priority, critical_path_first, plan_order
+from ..core.frontier import Frontier
 from ..core.instance import Instance
 from ..executors.base import Executor
 from ..executors.blobs import Blobs
@@ -29,6 +28,7 @@ from .layout import Layout
 from .lock import workspace_lock
 from .options import Options
 from .owning import beware_of_others, refuse_behind_links, refuse_tracked, remove_vanished
+from .pace import Pace, durations_ms
 from .report import Report
 from .scope import Scope, Whole
 from .secrets import Secrets, check_environment
@@ -40,7 +40,6 @@ from .site import (
     drop_stand_in,
     find_site,
     prepare_dot,
-    processors,
     question_of,
     size_max,
     stand_in_notice,
@@ -53,12 +52,6 @@ from .step import INTERRUPTED, Outcome, Performer, why_not_remembered
 from .surroundings import Surroundings, surroundings_of
 from .upkeep import Upkeep
 from .workspace import Workspace
-
-if TYPE_CHECKING:
-    from .admission import Admission
-
-OVERLAP = 1
-"""Workers beyond the steps that may run at once: while one collects its outputs, another's step runs."""
 
 CACHE_MODES = ("rw", "ro", "wo", "off")
 
@@ -153,7 +146,7 @@ class _Run:
         self.stop = schedule.Stop(self._insist)
         self.signal: int | None = None
         self.kill = False
-        self.one_job = False
+        self.pace = Pace(site, options)
         self.journal: Journal | None = None
         self.executor: Executor | None = None
         self.started = time.monotonic()
@@ -215,9 +208,9 @@ class _Run:
     def _start_workers(self) -> None:
         """Those that a step will most probably need, so that they start while we still plan."""
         if self.part is not None:
-            self._start_ahead(min(self.jobs(), len(self.part.planned.plan.instances) - len(self.part.lost)))
+            self._start_ahead(min(self.pace.jobs(), len(self.part.planned.plan.instances) - len(self.part.lost)))
         elif not self.memory.steps:  # Nothing was ever built here.
-            self._start_ahead(self.jobs() + OVERLAP)
+            self._start_ahead(self.pace.workers())
 
     def _start_ahead(self, count: int) -> None:
         """As many in all, if steps run in what these are for."""
@@ -304,16 +297,16 @@ class _Run:
             emit=self.emit,
             asked=self.asked,
         )
-        admission = self._admission()
-        with self.store.lease(), parts.executor(blobs, surroundings, self.jobs(), admission) as executor:
+        admission = self.pace.admission(lambda: self.signal is not None, lambda text: self.emit(Warned(text)))
+        with self.store.lease(), parts.executor(blobs, surroundings, self.pace.jobs(), admission) as executor:
             self.executor = executor
             on_start(
                 Running(
                     interrupt=self.interrupt,
                     read=blobs.get,
                     root=site.root,
-                    durations_ms=self._durations,
-                    jobs=self.jobs(),
+                    durations_ms=partial(durations_ms, plan, self.memory),
+                    jobs=self.pace.jobs(),
                     planned=self.planned,
                     untouched=self.report.untouched,
                 )
@@ -353,43 +346,10 @@ class _Run:
 
     # Schedule
 
-    def _admission(self) -> Admission | None:
-        settings, options = self.site.settings, self.options
-        wanted = settings.max_load or options.max_load or settings.min_memory or options.environment.get("MAKEFLAGS")
-        if not wanted or options.dry_run or options.mode == "repro":
-            return None
-        from .admission import gate
-
-        found = gate(options, settings, cancelled=lambda: self.signal is not None)
-        if found.refusal:
-            self.emit(Warned(f"{found.refusal}; one step at a time"))
-            self.one_job = True
-        return found.admission
-
-    def _durations(self) -> Mapping[str, int]:
-        steps = self.memory.steps
-        names = (name for name, instance in self.planned.plan.instances.items() if not instance.is_group)
-        return {name: steps[name].duration_ms if name in steps else 0 for name in names}
-
-    def _priority(self) -> Priority:
-        if self.options.shuffle is not None:
-            import random
-
-            shuffled = random.Random(self.options.shuffle)
-            places = {name: shuffled.random() for name in self.planned.plan.instances}
-            return places.__getitem__
-        if self.options.mode == "repro" or self.options.dry_run:
-            return plan_order
-        return critical_path_first(self.scope.order, self._durations())
-
-    def jobs(self) -> int:
-        if self.options.mode == "repro" or self.options.dry_run or self.one_job:
-            return 1
-        return self.options.jobs or self.site.settings.jobs or processors()
-
     def _restore_ahead(self) -> None:
         lost = self.performer.recollection.lost
-        if 2 * len(lost) > len(self.planned.plan.instances) and self.jobs() > 1:  # Else most of them may run again.
+        most = 2 * len(lost) > len(self.planned.plan.instances)  # Else most of them may run again.
+        if most and self.pace.jobs() > 1:
             from .restoring import restore_ahead
 
             wanted = [instance for name, instance in self.planned.plan.instances.items() if name in lost]
@@ -397,6 +357,7 @@ class _Run:
 
     def _schedule(self, performer: Performer) -> None:
         plan = self.planned.plan
+        durations = partial(durations_ms, plan, self.memory)
         finished: dict[str, StepFinished] = {}
 
         def settled(name: str, outcome: Outcome | None) -> None:
@@ -414,9 +375,9 @@ class _Run:
         try:
             schedule.Schedule(
                 self.scope.order,
-                Frontier(self.scope.order, self._priority()),
+                Frontier(self.scope.order, self.pace.priority(self.scope.order, plan.instances, durations)),
                 performer.begin,
-                workers=1 if self.options.mode == "repro" or self.options.dry_run else self.jobs() + OVERLAP,
+                workers=self.pace.workers(),
                 keep_going=self.options.keep_going or self.options.dry_run,
                 settled=settled,
                 stop=self.stop,
