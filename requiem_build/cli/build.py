@@ -20,9 +20,11 @@ from .running import keep_up, make_options, parse_sets, run_build
 @click.option("-k", "--keep-going", "keep_going", is_flag=True, help="A failure skips only dependents.")
 @click.option("-n", "--dry-run", "dry_run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--mode", "mode", help="turbo (parallel) or repro (one by one, in plan order).")
-@click.option("--cache", "cache", default="rw", show_default=True, help="rw, ro, wo or off.")
+@click.option(
+    "--cache", "cache", default="rw", show_default=True, help="rw; ro: publish nothing; wo: run all; off: both."
+)
 @click.option("--sandbox", "sandbox", help="strict, process or none, for this run.")
-@click.option("--explain", "explain", is_flag=True, help="Give each step's reason.")
+@click.option("--explain", "explain", is_flag=True, help="Give each step's reasons (and build, without -n).")
 @click.option("--explain-policy", "explain_policy", help="Say what the sandbox of STEP will do, and run nothing.")
 @click.option("--shuffle", "shuffle", help="Run ready steps in a random order made from SEED.")
 @click.option("--profile", "profile", help="Use [profiles.NAME].")

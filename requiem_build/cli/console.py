@@ -125,6 +125,7 @@ class Console:
         if step.state == "failed":
             self._failed.append(step)
         if self._quiet and step.state != "failed":
+            self._warnings(step)
             return
         predicted = step.state in ("miss", "unknown")
         if step.state in ("fresh", "skipped") and not self._verbose and not (self._explain and step.state == "fresh"):
@@ -136,10 +137,13 @@ class Console:
         if detail and (step.state in ("ran", "failed") or predicted or self._verbose or self._explain):
             words.append(self._paint(f"({plain(detail)})", "2"))
         self._say("  ".join(words))
-        for warning in step.warnings:
-            self._say(self._paint("warning", "33") + f': step "{plain(step.name)}": {plain(warning)}')
+        self._warnings(step)
         if step.state == "ran" or (step.state == "hit" and self._verbose):
             self._captured(step)
+
+    def _warnings(self, step: StepFinished) -> None:
+        for warning in step.warnings:
+            self._say(self._paint("warning", "33") + f': step "{plain(step.name)}": {plain(warning)}')
 
     def _label(self, state: str) -> str:
         return self._paint(state.ljust(LABEL_WIDTH - 1), _COLORS[state])

@@ -25,7 +25,7 @@ HELP = """\
   -v, --verbose          more: fresh steps, reasons, undeclared outputs
   -q, --quiet            only failures and warnings
       --color WHEN       auto, always or never
-      --json             one JSON document on stdout
+      --json             one JSON document on stdout, of every command that answers
       --allow-hash-fallback
                          without BLAKE3: names by SHA-256, in a store of their own
       --version          print the version

@@ -66,7 +66,7 @@ def canonical(context: click.Context, file: str) -> None:
 @click.argument("file")
 @click.pass_context
 def digest(context: click.Context, kind: str, file: str) -> None:
-    """Print the digest of a request's JSON or of a file's bytes."""
+    """Print the digest of a request's or a result's JSON, or of a file's bytes (object)."""
     content = read_file(context.obj, file)
     if kind == "object":
         found = object_digest(content)
@@ -75,7 +75,7 @@ def digest(context: click.Context, kind: str, file: str) -> None:
     elif kind == "result":
         found = digest_of(Domain.RESULT, canonical_json.encode(canonical_json.parse(content)))
     else:
-        raise UsageError(f'"{kind}" is neither request nor object')
+        raise UsageError(f'"{kind}" is none of request, result and object')
     shared: Globals = context.obj
     write_out(json.dumps({"digest": found, "kind": kind}) + "\n" if shared.json else f"{found}\n")
 

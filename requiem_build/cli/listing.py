@@ -44,7 +44,7 @@ def command(
     set_: tuple[str, ...],
     tag: tuple[str, ...],
 ) -> int:
-    """List the steps, or those that an expression means.
+    """List what a plain build looks at, or the steps that an expression means.
 
     deps(X) rdeps(X) path(A, B) inputs(X) outputs(X) tag(T), names, paths and patterns, joined by " + ", " - ", " & "
     and brackets; quote it for the shell.

@@ -37,7 +37,7 @@ def _lines(policy: StepPolicy, shown_max: int | None) -> Iterable[str]:
     more = f" (one of {policy.others + 1} instances)" if policy.others else ""
     yield plain(f"{policy.name}{more}: level {explained.level}, in {explained.means}")
     yield from (plain(f"not known yet: {item}") for item in policy.unknown)
-    yield "\nenvironment: only these"
+    yield "\nenvironment: " + ("yours, and these" if explained.level == "none" else "only these")
     origins = {"world": "", "manifest": "env", "env_file": "env_file", "pass_env": "yours", "secret": "secret, masked"}
     for each in policy.environment:
         where = f"  ({origins[each.origin]})" if origins[each.origin] else ""

@@ -17,7 +17,7 @@ from .console import write_out
 @click.command()
 @click.pass_context
 def command(context: click.Context) -> None:
-    """Print the version, and with --json also the hash primitive, the store's format and the plug-ins' ABI."""
+    """Print the version, the hash primitive, the store's format and the plug-ins' ABI."""
     facts = {"abi": ABI_VERSION, "cas": FORMAT, "hash": HASH, "python": platform.python_version()}
     if context.obj.json:
         document = {**facts, "requiem": __version__, "schema": "requiem.version/1"}

@@ -5,10 +5,10 @@ It does not know what the worker does with a job.
 
 from __future__ import annotations
 
+import _socket as socket
 import contextlib
 import errno
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Mapping
