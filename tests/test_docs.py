@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from project import SOURCE, Project
 
+from requiem_build.engine import settings
+
 PAGES = [SOURCE / "README.md", SOURCE / "CHANGELOG.md", *sorted((SOURCE / "docs").rglob("*.md"))]
 
 
@@ -24,6 +26,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_every_setting_is_documented() -> None:
+    page = (SOURCE / "docs/guide/settings.md").read_text()
+    wanted = {key for keys in settings._KEYS.values() for key in keys} | {f"[{name}" for name in settings._OPEN_TABLES}
+    assert {name for name in wanted if name not in page} == set()
+    code = "".join(path.read_text() for path in (SOURCE / "requiem_build").rglob("*.py"))
+    variables = set(re.findall(r"environment(?:\.get\(|\[)\"((?:REQUIEM|XDG|NO|FORCE)_[A-Z_]+)\"", code))
+    assert len(variables) >= 7 and {name for name in variables if name not in page} == set()
 
 
 @pytest.mark.userns

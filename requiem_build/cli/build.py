@@ -15,7 +15,7 @@ from .running import keep_up, make_options, parse_sets, run_build
 
 @click.command()
 @click.argument("targets", nargs=-1)
-@click.option("-j", "--jobs", "jobs", type=int, help="Steps at once (default: the CPUs).")
+@click.option("-j", "--jobs", "jobs", type=int, help="Steps at once (default: as configured, or the CPUs).")
 @click.option("-l", "--max-load", "max_load", type=float, help="Start no further step from this load average on.")
 @click.option("-k", "--keep-going", "keep_going", is_flag=True, help="A failure skips only dependents.")
 @click.option("-n", "--dry-run", "dry_run", is_flag=True, help="Say what would be done, and do nothing.")
