@@ -6,16 +6,19 @@ Tables merge, all else replaces, and `"..."` in a list is the list below. Every 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from .documents import Place, nearest
-from .errors import NotBuiltYet
+from .errors import NotBuiltYet, RequiemError
 from .fields import dataclass, field
 from .keys import STEP, Key
 from .kinds import INHERITED
 from .paths import quoted
 
 TABLE_KEYS = frozenset({"env", "foreach", "inputs", "outputs"})
+
+_Below: TypeAlias = "tuple[Any, Place | None]"
+"""What a key holds below, and where; None where it is not there."""
 
 
 @dataclass(slots=True)
@@ -31,17 +34,12 @@ class Layer:
             return self
         merged = Layer({**below.values, **self.values}, {**below.places, **self.places})
         for name, value in self.values.items():
-            old = below.values.get(name)
-            if isinstance(value, dict) and isinstance(old, dict) and name in TABLE_KEYS:
-                merged.values[name], merged.places[name] = _merged(
-                    (old, below.places[name]), (value, self.places[name])
-                )
-            elif isinstance(value, dict):
-                merged.values[name], merged.places[name] = _merged(({}, self.places[name]), (value, self.places[name]))
+            inherited = below.values.get(name), below.places.get(name)
+            written = value, self.places[name]
+            if isinstance(value, dict):
+                merged.values[name], merged.places[name] = _merged(name, inherited, written)
             elif _inherits(value):
-                merged.values[name], merged.places[name] = _spliced(
-                    (old, below.places.get(name)), (value, self.places[name])
-                )
+                merged.values[name], merged.places[name] = _spliced(name, inherited, written)
         return merged
 
 
@@ -51,31 +49,62 @@ def _inherits(value: object) -> bool:
     return isinstance(value, dict) and any(_inherits(inner) for inner in value.values())
 
 
-def _merged(below: tuple[dict[str, Any], Place], above: tuple[dict[str, Any], Place]) -> tuple[dict[str, Any], Place]:
+def _merged(key: str, below: _Below, above: tuple[dict[str, Any], Place]) -> tuple[dict[str, Any], Place]:
     old, old_place = below
     new, new_place = above
-    values = {**old, **new}
-    parts: dict[str | int, Place] = {name: (new_place if name in new else old_place).at(name) for name in values}
+    known = old if isinstance(old, dict) and key in TABLE_KEYS else {}
+    values = {**known, **new}
+    parts: dict[str | int, Place] = {name: new_place.at(name) for name in new}
+    if old_place is not None:
+        parts |= {name: old_place.at(name) for name in known if name not in new}
     for name, value in new.items():
-        if isinstance(value, list) and INHERITED in value:
-            values[name], parts[name] = _spliced((old.get(name), old_place.at(name)), (value, new_place.at(name)))
+        if not isinstance(value, list) or INHERITED not in value:
+            continue
+        part = f"{key}.{name}"
+        if isinstance(old, list) and old_place is not None:
+            place = new_place.at(name, value.index(INHERITED))
+            hint = "give both lists a name, or none"
+            raise _cannot_inherit(part, place, "a list without names", old_place, hint)
+        inherited = known.get(name), old_place and old_place.at(name)
+        values[name], parts[name] = _spliced(part, inherited, (value, new_place.at(name)))
     return values, Place(new_place.source, new_place.path, parts)
 
 
-def _spliced(below: tuple[Any, Place | None], above: tuple[list[Any], Place]) -> tuple[list[Any], Place]:
-    old, old_place = below
+def _spliced(key: str, below: _Below, above: tuple[list[Any], Place]) -> tuple[list[Any], Place]:
     new, new_place = above
     values: list[Any] = []
     parts: dict[str | int, Place] = {}
     for index, item in enumerate(new):
-        if item != INHERITED:
-            parts[len(values)] = new_place.at(index)
-            values.append(item)
-        elif isinstance(old, list) and old_place is not None:
-            for inner, inherited in enumerate(old):
-                parts[len(values)] = old_place.at(inner)
-                values.append(inherited)
+        place = new_place.at(index)
+        for inner, origin in _inherited(key, below, place) if item == INHERITED else [(item, place)]:
+            parts[len(values)] = origin
+            values.append(inner)
     return values, Place(new_place.source, new_place.path, parts)
+
+
+def _inherited(key: str, below: _Below, place: Place) -> list[tuple[Any, Place]]:
+    """What the `"..."` at a place stands for; nothing where nothing is inherited. Raises ManifestError."""
+    old, old_place = below
+    if old is None or old_place is None:
+        return []
+    if isinstance(old, list):
+        return [(item, old_place.at(index)) for index, item in enumerate(old)]
+    if isinstance(old, dict):
+        hint = f'take up each list by its name: {key} = {{ NAME = ["..."] }}'
+        raise _cannot_inherit(key, place, "a table of named ones", old_place, hint)
+    if key == "command":
+        hint = "write the whole command here, or the inherited one as a list"
+        raise _cannot_inherit(key, place, "a text for the shell", old_place, hint)
+    return [(old, old_place)]  # One path or pattern, where a list of them may stand as well.
+
+
+def _cannot_inherit(key: str, place: Place, what: str, old_place: Place, hint: str) -> RequiemError:
+    inherited = dict(old_place.error("").facts)["manifest"]
+    return place.error(
+        f'"..." in `{key}` stands for the inherited list, and what is inherited is {what}',
+        facts=[("inherited", inherited)],
+        hint=hint,
+    )
 
 
 def check_keys(table: object, keys: Mapping[str, Key], place: Place, owner: str) -> Layer:

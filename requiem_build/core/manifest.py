@@ -298,7 +298,7 @@ class _Loader:
             name: check_keys(table, keys.STEP, top.at("templates", name), f"template {quoted(name)}")
             for name, table in _named(tables, "templates", top)
         }
-        templates = Templates(profile.over(defaults), layers)
+        templates = Templates(profile.over(defaults.over(Layer())), layers)
         for name, table in _named(tables, "steps", top):
             place = top.at("steps", name)
             _check_name(name, place)

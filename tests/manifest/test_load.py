@@ -314,6 +314,54 @@ def test_an_inherited_list_that_does_not_exist_is_empty() -> None:
     assert step.values["inputs"] == ["x"]
 
 
+def test_the_lowest_list_of_all_inherits_nothing() -> None:
+    steps = load('[defaults]\ninputs = ["...", "x"]\n[steps.a]\n[steps.b]\ninputs = ["...", "y"]\n').steps
+    assert steps["a"].values["inputs"] == ["x"] and steps["b"].values["inputs"] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "value"),
+    [
+        ('env_file = "a.env"', 'env_file = ["...", "b.env"]', ["a.env", "b.env"]),
+        ('inputs = { code = "a" }', 'inputs = { code = ["b", "..."] }', {"code": ["b", "a"]}),
+        ('foreach.src = "*.c"', 'foreach.src = ["...", "!b.c"]', {"src": ["*.c", "!b.c"]}),
+    ],
+)
+def test_one_inherited_path_is_a_list_of_one(below: str, above: str, value: object) -> None:
+    step = load(f"[defaults]\n{below}\n[steps.a]\n{above}\n").steps["a"]
+    key = below[: below.index(" ")].partition(".")[0]
+    assert step.values[key] == value
+
+
+def test_one_inherited_path_keeps_its_place() -> None:
+    step = load('[defaults]\nenv_file = "a"\n[steps.a]\nenv_file = ["b", "..."]\n').steps["a"]
+    assert fact(step.places["env_file"].at(1).error("here"), "key") == "defaults.env_file"
+
+
+@pytest.mark.parametrize(
+    ("below", "above", "key", "what"),
+    [
+        ('command = "cc"', 'command = ["...", "-c"]', "command[0]", "a text for the shell"),
+        ('inputs = ["a"]', 'inputs = { code = ["b", "..."] }', "inputs.code[1]", "a list without names"),
+        ('inputs = { code = ["a"] }', 'inputs = ["...", "b"]', "inputs[0]", "a table of named ones"),
+        ('outputs = ["a"]', 'outputs = { code = ["..."] }', "outputs.code[0]", "a list without names"),
+    ],
+)
+def test_what_cannot_be_inherited_into_a_list_is_refused_at_its_key(
+    below: str, above: str, key: str, what: str
+) -> None:
+    error = refusal(f'[templates.t]\n{below}\n[steps.a]\nextends = "t"\n{above}\n')
+    assert error.exit_code == 2 and error.what.endswith(f"what is inherited is {what}") and error.hint
+    assert fact(error, "key") == f"steps.a.{key}"
+    assert fact(error, "manifest").startswith("requiem.toml:7:")
+    assert fact(error, "inherited").startswith("requiem.toml:4:")
+
+
+def test_a_table_without_inherited_lists_replaces_a_list() -> None:
+    step = load('[defaults]\ninputs = ["a"]\n[steps.a]\ninputs = { code = ["b"] }\n').steps["a"]
+    assert step.values["inputs"] == {"code": ["b"]}
+
+
 def test_an_unknown_template_or_profile_names_the_nearest() -> None:
     assert refusal('[templates.objects]\n[steps.a]\nextends = "object"\n').hint == 'did you mean "objects"?'
     with pytest.raises(UnknownName) as caught:

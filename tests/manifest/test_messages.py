@@ -28,6 +28,7 @@ CASES = {
     "terminal-escape": '[steps.a]\n"in\\u001b[31mputs" = []\n',
     "inherited": '[templates.objects]\ncommand = "cc"\ninputs = ["nowhere.c"]\n'
     '[steps.a]\nextends = "objects"\ninputs = ["...", "src/a.c"]\n',
+    "inherited-text": '[defaults]\ncommand = "cc -c"\n[steps.a]\ncommand = ["...", "-O2"]\n',
     "nul": '[vars]\nv = "a\\u0000b"\n[steps.a]\ncommand = "echo {{ v }}"\n',
     "store-path": '[store]\npath = "/var/cas"\n',
 }
