@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from . import canonical
@@ -87,6 +87,17 @@ def parse_tree(content: bytes) -> list[tuple[str, Entry]]:
         previous = key
         children.append((name, parse_output(item[1])))
     return children
+
+
+def files_below(prefix: str, tree: Digest, get: Callable[[Digest], bytes]) -> Iterator[tuple[str, Entry]]:
+    """All files and links in a tree by their paths; `prefix` is the tree's own, and ends in a slash."""
+    pending = [(prefix, tree)]
+    for above, digest in pending:
+        for name, entry in parse_tree(get(digest)):
+            if isinstance(entry, Tree):
+                pending.append((f"{above}{name}/", entry.digest))
+            else:
+                yield above + name, entry
 
 
 def parse_output(value: Any) -> Entry:

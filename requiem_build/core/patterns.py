@@ -232,6 +232,12 @@ def matches_any(patterns: Sequence[str], path: str) -> bool:
     return included
 
 
+def lead_into(patterns: Sequence[str], directory: str) -> bool:
+    """Whether a `discover` pattern is written for what lies in a directory, whose path ends in `/`."""
+    wanted = (compile_pattern(text).prefix for text in patterns if not text.startswith("!"))
+    return any(f"{prefix}/".startswith(directory) for prefix in wanted)
+
+
 def select(patterns: Sequence[str], tree: Tree) -> list[str]:
     """What a list of `discover` patterns means in a tree, sorted by bytes."""
     found: dict[str, None] = {}

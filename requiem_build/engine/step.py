@@ -7,16 +7,16 @@ It runs in a worker thread and knows nothing of order: the schedule has seen to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from ..core.entries import Entry
+from ..core.entries import Entry, Tree, files_below
 from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.fields import dataclass, field
 from ..core.instance import Instance
-from ..core.patterns import is_pattern, matches_any, unescape
+from ..core.patterns import is_pattern, lead_into, matches_any, unescape
 from ..core.request import Request
 from ..store.layout import Store
 from . import lost
@@ -253,8 +253,11 @@ class Performer:
                 continue  # It went away since the patterns were matched, or leads nowhere.
         for producer in instance.after:
             for path, entry in made[producer].items():
-                if not path.endswith("/") and matches_any(instance.discover, path):
-                    offered[path] = entry
+                within: Iterable[tuple[str, Entry]] = [(path, entry)]
+                if isinstance(entry, Tree):
+                    leads_in = lead_into(instance.discover, path)
+                    within = files_below(path, entry.digest, self.workspace.blobs.get) if leads_in else ()
+                offered |= {each: there for each, there in within if matches_any(instance.discover, each)}
         return offered
 
     def _as_remembered(self, instance: Instance, remembered: Remembered, state: StepState) -> Outcome:

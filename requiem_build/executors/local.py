@@ -331,20 +331,24 @@ class LocalExecutor:
         self, request: Request, collector: Collector, offered: Mapping[str, Entry]
     ) -> tuple[str, ...] | None:
         """The offered paths that the step's depfile names, and the marker for the list of all that were offered."""
+        named = None if request.depfile is None else self._named(request.depfile, collector)
         if not request.discover:
             return None
-        if request.depfile is None:
+        if named is None:
             return (*by_bytes(set(offered)), LISTING)
-        entry = collector.collect([request.depfile], ())[request.depfile]
-        if not isinstance(entry, File):
-            raise NotCollected(f'depfile "{request.depfile}" is not a file')
-        try:
-            named = parse_depfile(self.blobs.get(entry.digest))
-        except ValueError as error:
-            raise NotCollected(f'depfile "{request.depfile}" cannot be read: {error}') from None
         if request.policy.sandbox != "strict":  # There the step sees nothing but what it may read.
             self._check_generated(request, named, offered)
         return path_set(request, named, offered, self.blobs.get, self._workspace)
+
+    def _named(self, depfile: str, collector: Collector) -> Sequence[str]:
+        """What a depfile names. Raises NotCollected for one that is missing, or that is none."""
+        entry = collector.collect([depfile], ())[depfile]
+        if not isinstance(entry, File):
+            raise NotCollected(f'depfile "{depfile}" is not a file')
+        try:
+            return parse_depfile(self.blobs.get(entry.digest))
+        except ValueError as error:
+            raise NotCollected(f'depfile "{depfile}" cannot be read: {error}') from None
 
     def _check_generated(self, request: Request, named: Sequence[str], offered: Mapping[str, Entry]) -> None:
         """Refuses a file that another step makes and nobody declared: the next build could meet an old one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from ..core import includes
 from ..core.digest import Digest
-from ..core.entries import Entry, File, Link, Tree, parse_tree
+from ..core.entries import Entry, File, Link, files_below
 from ..core.includes import Scan
 from ..core.request import Request
 from .paths import ancestors
@@ -24,21 +24,12 @@ class Shown:
         self._entries: dict[str, Entry] = dict(offered)
         for path, value in request.inputs.items():
             if "tree" in value:
-                self._add_tree(path, Digest(str(value["tree"])))
+                self._entries.update(files_below(path, Digest(str(value["tree"])), get))
             elif "symlink" in value:
                 self._entries[path] = Link(str(value["symlink"]))
             else:
                 self._entries[path] = File(Digest(str(value["digest"])), 0)
         self._links = {path: entry.target for path, entry in self._entries.items() if isinstance(entry, Link)}
-
-    def _add_tree(self, path: str, digest: Digest) -> None:
-        pending = [(path, digest)]
-        for prefix, tree in pending:
-            for name, entry in parse_tree(self._get(tree)):
-                if isinstance(entry, Tree):
-                    pending.append((f"{prefix}{name}/", entry.digest))
-                else:
-                    self._entries[prefix + name] = entry
 
     def __contains__(self, path: str) -> bool:
         return path in self._entries

@@ -132,6 +132,56 @@ def test_a_header_that_changes_while_the_step_runs_is_never_remembered_under_the
     assert project.read("o") == "1\n"
 
 
+GENERATED = """
+    [steps.generate]
+    command = "mkdir -p gen/inc/deep && sed 's/^/#define /' words > gen/inc/x.h && echo '#define Y 1' > gen/inc/deep/y.h"
+    inputs = ["words"]
+    outputs = ["gen/"]
+    [steps.compile]
+    command = ["gcc", "-Igen/inc", "-MMD", "-MF", "{{ depfile }}", "-c", "a.c", "-o", "{{ output }}"]
+    inputs = ["a.c"]
+    discover = ["gen/inc/**/*.h", "!**/y.h"]
+    depfile = "build/a.d"
+    outputs = ["build/a.o"]
+"""
+
+
+def test_headers_in_a_directory_that_another_step_makes_are_found_and_count_each(project: Project) -> None:
+    project.write("a.c", '#include "x.h"\nint a = X;\n')
+    project.write("words", "X 1\n")
+    project.manifest(GENERATED)
+    assert project.build().counts == {"ran": 2}
+    assert project.build().counts == {"fresh": 2}
+    project.write("words", "X 2\n")
+    assert project.build().states == {"generate": "ran", "compile": "ran"}
+    shutil.rmtree(project.root / "gen")
+    shutil.rmtree(project.root / "build")
+    assert project.run("build").code == 0 and project.exists("gen/inc/deep/y.h")
+    project.write("a.c", '#include "x.h"\n#include "deep/y.h"\nint a = X;\n')
+    assert "y.h" in project.build(expect=1).step("compile")["reason"] + project.run("build").err
+    project.write("a.c", '#include "x.h"\nint a = X;\n')
+    project.write("words", "X 2\nUNUSED 1\n")
+    project.manifest(GENERATED.replace("> gen/inc/x.h", "| head -n 1 > gen/inc/x.h"))
+    assert project.build().states == {"generate": "ran", "compile": "fresh"}
+
+
+def test_a_depfile_that_is_not_there_fails_the_step_also_if_nothing_can_be_discovered(project: Project) -> None:
+    project.manifest("""
+        [steps.s]
+        command = "touch out"
+        depfile = "s.d"
+        outputs = ["out"]
+    """)
+    assert "s.d" in project.build(expect=1).err + project.run("build").err
+    project.manifest("""
+        [steps.s]
+        command = "touch out; echo 'out: /usr/include/stdio.h' > {{ depfile }}"
+        depfile = "s.d"
+        outputs = ["out"]
+    """)
+    assert project.build().counts == {"ran": 1}
+
+
 def test_an_undeclared_generated_header_is_refused_at_every_level(project: Project) -> None:
     project.write("m.c", '#include "gen.h"\nint m = G;\n')
     project.manifest("""
