@@ -67,6 +67,14 @@ def no_match(text: str, owner: str, place: Place) -> RequiemError:
     return place.error(f"{owner}: nothing matches {quoted(text)}", kind=SourceMissing)
 
 
+def nothing_left(exclude: str, owner: str, place: Place) -> RequiemError:
+    return place.error(
+        f"{owner}: {quoted(exclude)} takes away all that there is",
+        hint="an exclude takes away what stands before it in the list",
+        kind=SourceMissing,
+    )
+
+
 # Texts of one draft, with their complaints
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from . import paths, patterns
 from .claims import output_path
 from .documents import Place, check_value
-from .drafts import Draft, Entry, entries, no_match, one_word, telling, workspace_pattern
+from .drafts import Draft, Entry, entries, no_match, nothing_left, one_word, telling, workspace_pattern
 from .errors import RequiemError
 from .fields import dataclass
 from .listing import Listing
@@ -151,7 +151,8 @@ class Expansion:
     def _failure(self, step: Step, cause: RequiemError | _Element) -> RequiemError:
         if isinstance(cause, RequiemError):
             return cause
-        return no_match(str(cause.value), f"foreach of step {quoted(step.name)}", cause.place)
+        complaint = nothing_left if cause.excludes else no_match
+        return complaint(str(cause.value), f"foreach of step {quoted(step.name)}", cause.place)
 
     def _rebuild(self) -> None:
         self.view = View(self._listing, Outputs())
@@ -180,15 +181,18 @@ class Expansion:
         return found
 
     def _match(self, step: Step, elements: Sequence[_Element]) -> list[_Chosen]:
-        """The values of one variable; the element itself where it matches nothing."""
+        """The values of one variable; the element itself where it matches nothing, or takes away all that there is."""
         found: dict[str, frozenset[str]] = {}
+        emptied: _Element | None = None
         values: list[_Chosen] = []
         for element in elements:
             if element.pattern is None:
                 values.append(_Chosen(element.value))
             elif element.excludes:
-                for path in [path for path in found if element.pattern(path)]:
+                taken = [path for path in found if element.pattern(path)]
+                for path in taken:
                     del found[path]
+                emptied = element if taken else emptied
             else:
                 matches = {path: self._origin(path) for path in by_bytes(element.pattern.walk(self.view))}
                 own = {path for path, origin in matches.items() if step.name in origin}
@@ -197,6 +201,8 @@ class Expansion:
                 if len(own) == len(matches):
                     return [_Chosen(element)]
                 found.update((path, origin) for path, origin in matches.items() if path not in own)
+        if emptied is not None and not found and not values:
+            return [_Chosen(emptied)]
         matched = (
             _Chosen(paths.spelled(path.removesuffix("/"), step.folder), True, origin) for path, origin in found.items()
         )

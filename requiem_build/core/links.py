@@ -10,7 +10,7 @@ from . import paths, patterns
 from .claims import output_path
 from .commands import Link, make_command
 from .documents import Place, nearest
-from .drafts import Draft, entries, list_words, no_match, one_word, workspace_pattern
+from .drafts import Draft, entries, list_words, no_match, nothing_left, one_word, workspace_pattern
 from .errors import SourceMissing
 from .expand import Expansion
 from .instance import Input, Root
@@ -128,6 +128,8 @@ class Linker:
 
     def _add_inputs(self, link: Link) -> None:
         written: list[tuple[str | None, bool, dict[str, None]]] = []
+        takers: dict[str, tuple[str, Place]] = {}
+        """What was taken away -> the exclude that did."""
         for entry in entries(link.draft, "inputs"):
             found: dict[str, None] = {}
             for text, place in zip(entry.items, entry.places, strict=True):
@@ -135,16 +137,34 @@ class Linker:
                     exclude = workspace_pattern(text[1:], link.draft.step.folder, place)
                     for path in [path for path, item in link.inputs.items() if not item.late and exclude(path)]:
                         del link.inputs[path]
+                        takers[path] = text, place
                     continue
                 for item in self._input(link, text, place):
                     link.inputs.setdefault(item.path, item)
                     found[item.path] = None
             written.append((entry.name, entry.one and not text.startswith("@") and not is_pattern(text), found))
+        self._refuse_emptied(link, written, takers)
         for name, one, found in written:
             kept = [_spelled(link.inputs[path]) for path in found if path in link.inputs]
             link.entries.append([name, one, kept])
         for item in link.inputs.values():
             link.need(item)
+
+    def _refuse_emptied(
+        self,
+        link: Link,
+        written: Iterable[tuple[str | None, bool, Mapping[str, None]]],
+        takers: Mapping[str, tuple[str, Place]],
+    ) -> None:
+        """A list of which excludes leave nothing means nothing, as a pattern without a match."""
+        lists: dict[str | None, list[str]] = {}
+        for name, _, found in written if takers else ():
+            lists.setdefault(name, []).extend(found)
+        for name, listed in lists.items():
+            if listed and link.inputs.keys().isdisjoint(listed):
+                owner = "inputs" if name is None else f"inputs.{name}"
+                text, place = takers[listed[-1]]
+                raise nothing_left(text, f"{owner} of step {quoted(link.draft.name)}", place)
 
     def _input(self, link: Link, text: str, place: Place) -> Sequence[Input]:
         draft = link.draft

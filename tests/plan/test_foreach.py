@@ -63,6 +63,39 @@ def test_a_pattern_without_a_match_is_refused() -> None:
     assert dict(error.facts)["key"] == "steps.x.foreach.s[1]"
 
 
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ('["src/*.c", "!src/*.c"]', "steps.x.foreach.s[1]"),
+        ('["src/a.c", "src/*", "!**/a.c", "!**/b.c", "!lib/*"]', None),
+        ('["src/*", "!**/a.c", "!**/b.c", "!lib/*"]', "steps.x.foreach.s[2]"),
+        ('"{{ all }}"', "steps.x.foreach.s"),
+    ],
+)
+def test_a_list_of_which_excludes_leave_nothing_is_refused(values: str, key: str | None) -> None:
+    text = f'[vars]\nall = ["src/*", "!src/*"]\n[steps.x]\nforeach.s = {values}\ncommand = "x"\n'
+    if key is None:  # A value that is no pattern is left.
+        assert names(text, "src/a.c", "src/b.c") == ["x:src/a.c"]
+        return
+    error = refusal(text, ["src/a.c", "src/b.c"])
+    assert isinstance(error, SourceMissing) and error.what.startswith('foreach of step "x": "!')
+    assert dict(error.facts)["key"] == key
+
+
+def test_what_is_left_once_all_has_settled_counts() -> None:
+    text = """
+        [steps.x]
+        foreach.s = ["gen/*", "!gen/a"]
+        command = "x"
+        [steps.make]
+        foreach.s = "src/*"
+        command = "y"
+        outputs = ["gen/{{ s.name }}"]
+    """
+    assert names(text, "src/a", "src/b", "gen/a") == ["x:gen/b", "make:src/a", "make:src/b"]
+    assert "takes away all" in refusal(text, ["src/a", "gen/a", "gen/b/c"]).what
+
+
 def test_when_decides_whether_an_instance_exists() -> None:
     text = """
         [steps.x]

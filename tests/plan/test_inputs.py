@@ -81,6 +81,38 @@ def test_excludes_take_away_what_came_before_them() -> None:
     assert inputs_of(made, "a") == ["src/a.c", "lib.c", "src/sub/b.c"]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "key", "owner"),
+    [
+        ('["src/*.c", "!src/*"]', "inputs[1]", "inputs of"),
+        ('["src/*.c", "!src/a.c", "!src/b.c", "!lib.c"]', "inputs[2]", "inputs of"),
+        ('["lib.c", "!lib.c"]', "inputs[1]", "inputs of"),
+        ('{ code = ["src/*", "!src/*"], more = "lib.c" }', "inputs.code[1]", "inputs.code of"),
+        ('{ code = ["src/*"], more = ["lib.c", "!src/*"] }', "inputs.more[1]", "inputs.code of"),
+    ],
+)
+def test_a_list_of_which_excludes_leave_nothing_is_refused(inputs: str, key: str, owner: str) -> None:
+    error = refusal(f'[steps.a]\ncommand = "x"\ninputs = {inputs}\n', ["src/a.c", "src/b.c", "lib.c"])
+    assert isinstance(error, SourceMissing) and error.hint
+    assert error.what.startswith(f'{owner} step "a": "!') and dict(error.facts)["key"] == f"steps.a.{key}"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'inputs = ["src/*.c", "!src/*", "lib.c"]',
+        'inputs = ["src/*.c", "!src/*", "src/b.c"]',
+        'inputs = ["!src/*"]',
+        'inputs = ["@none", "!src/*"]',
+        "inputs = []",
+        'discover = ["src/*.c", "!src/*"]',
+    ],
+)
+def test_excludes_may_leave_little_or_have_nothing_to_take(keys: str) -> None:
+    none = '[steps.none]\nwhen = false\ncommand = "x"\n'
+    assert plan(f'{none}[steps.a]\ncommand = "x"\n{keys}\n', ["src/a.c", "src/b.c", "lib.c"]).instances["a"]
+
+
 def test_matches_are_sorted_by_bytes() -> None:
     made = plan('[steps.a]\ncommand = "x"\ninputs = ["*"]\n', ["é", "z", "Z", "a", "\U0001f600", "\uffee"])
     assert inputs_of(made, "a") == ["Z", "a", "z", "é", "\uffee", "\U0001f600"]
