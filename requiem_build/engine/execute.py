@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 from ..core.digest import Digest
 from ..core.entries import Tree
 from ..core.errors import EnvironmentFault, RequestError, UnknownName
+from ..core.fields import replace
 from ..core.instance import Instance
 from ..core.policy import Limits
-from ..core.request import SYSTEM_ROOT, Request
+from ..core.request import ABSENT, SYSTEM_ROOT, Request, is_read
 from ..executors.base import Ran
 from ..executors.blobs import Blobs
 from ..executors.local import LocalExecutor
 from ..store.layout import Store
+from .rerun import of_request, offered_of
 from .secrets import Secrets
 from .site import Site, boot_sandbox, host_platform
 from .stamps import Stamps
@@ -32,8 +34,11 @@ def execute(
 
     Raises EnvironmentFault if its roots, tools or platform are not this host's, UnknownName for a missing object.
     """
-    if request.discovered is not None or request.discover:
-        raise EnvironmentFault("a request with discover cannot be run alone: what it may see is not in it")
+    if request.discover and request.discovered is None:
+        raise EnvironmentFault(
+            "a request with discover cannot be run alone: what it may see is not in it",
+            hint="`requiem show request STEP` gives the one in which it is",
+        )
     _check_paths(request, site)
     _check_host(request, site)
     blobs = Blobs(store.objects)
@@ -48,7 +53,8 @@ def execute(
     )
     try:
         on_start(lambda _: executor.cancel(kill=False))
-        return executor.execute(request, {}, Limits())
+        ran = executor.execute(replace(request, discovered=None), offered_of(request, blobs), Limits())
+        return replace(ran, request=request, result=of_request(request, ran.result))
     finally:
         executor.close()
 
@@ -99,6 +105,7 @@ def _check_host(request: Request, site: Site) -> None:
 
 def _check_objects(request: Request, blobs: Blobs) -> None:
     named = [str(entry.get("digest") or entry.get("tree") or "") for entry in request.inputs.values()]
-    for digest in (*named, request.stdin or ""):
+    discovered = (each for path, each in (request.discovered or {}).items() if is_read(path) and each != ABSENT)
+    for digest in (*named, request.stdin or "", *discovered):
         if digest and not blobs.stored(Digest(digest)):
             raise UnknownName(f"no object {digest} in the store", hint="requiem cas put FILE")

@@ -160,12 +160,12 @@ class Rerunner:
         """
         self.raise_if_interrupted()
         try:
-            offered = self._offered(request)
+            offered = offered_of(request, self.blobs)
             ran = self._execute(replace(request, discovered=None), offered, limits, perturbation)
         except MissingObject as error:
             raise CannotRerun(error.what) from error
         self.raise_if_interrupted()
-        return replace(ran, request=request, result=_of_request(request, ran.result))
+        return replace(ran, request=request, result=of_request(request, ran.result))
 
     def _execute(
         self, request: Request, offered: Mapping[str, Entry], limits: Limits, perturbation: Perturbation
@@ -180,22 +180,6 @@ class Rerunner:
                 raise
             self._keeper = False  # Most probably nobody may trace here, or not on such a processor.
             return self._execute(request, offered, limits, perturbation)
-
-    def _offered(self, request: Request) -> dict[str, Entry]:
-        offered: dict[str, Entry] = {}
-        for path, digest in (request.discovered or {}).items():
-            if not is_read(path) or digest == ABSENT:
-                continue
-            offered[path] = self._discovered_entry(Digest(digest))
-        return offered
-
-    def _discovered_entry(self, digest: Digest) -> Entry:
-        """A path set names files by their content, and links by their own canonical object."""
-        content = self.blobs.get(digest)
-        if content.startswith(b'{"symlink":'):
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                return Link(json.loads(content)["symlink"])
-        return File(digest, len(content))
 
     def _executor(self, request: Request, perturbation: Perturbation, seeded: bool) -> LocalExecutor:
         roots = tuple(os.path.join(self._site.root, path) for path in request.roots if path != SYSTEM_ROOT)
@@ -212,7 +196,23 @@ class Rerunner:
             return self._executors[key]
 
 
-def _of_request(request: Request, result: Result) -> Result:
+def offered_of(request: Request, blobs: Blobs) -> dict[str, Entry]:
+    """What a request is known to have read of what `discover` offered. Raises MissingObject, CorruptObject."""
+    found = (request.discovered or {}).items()
+    return {path: _discovered(Digest(each), blobs) for path, each in found if is_read(path) and each != ABSENT}
+
+
+def _discovered(digest: Digest, blobs: Blobs) -> Entry:
+    """A path set names files by their content, and links by their own canonical object."""
+    content = blobs.get(digest)
+    if content.startswith(b'{"symlink":'):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            return Link(json.loads(content)["symlink"])
+    return File(digest, len(content))
+
+
+def of_request(request: Request, result: Result) -> Result:
+    """The same deeds as the result of another request, so that equal deeds have equal digests."""
     return make_result(
         request,
         exit_code=result.exit_code,

@@ -165,6 +165,17 @@ def test_headers_in_a_directory_that_another_step_makes_are_found_and_count_each
     assert project.build().states == {"generate": "ran", "compile": "fresh"}
 
 
+def test_what_a_compile_read_is_in_its_request_and_enough_to_run_it_alone(tree: Project) -> None:
+    shown = tree.run("show", "request", "compile:src/a.c").out
+    tree.write("request.json", shown)
+    result = tree.run("show", "result", "compile:src/a.c").out
+    (tree.root / "inc/x.h").unlink()
+    ran = tree.run("exec", "request.json")
+    assert (ran.code, json.loads(ran.out)) == (0, json.loads(result)), ran.err
+    tree.write("request.json", json.dumps({**json.loads(shown), "discovered": None}))
+    assert "show request" in tree.refuse("exec", "request.json", expect=4).err
+
+
 def test_a_depfile_that_is_not_there_fails_the_step_also_if_nothing_can_be_discovered(project: Project) -> None:
     project.manifest("""
         [steps.s]
