@@ -280,7 +280,7 @@ class _Run:
         )
         surroundings = surroundings_of(site, plan.roots, stamps, options.environment, self.host_system.digest)
         if not options.dry_run:
-            refuse_tracked(site.root, plan, made, layout)
+            refuse_tracked(site.root, plan, made, layout, options.sandbox or site.settings.sandbox)
             refuse_behind_links(site.root, plan)
             self._check_environment()
         gc.freeze()

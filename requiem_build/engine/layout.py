@@ -88,15 +88,22 @@ class Layout:
     def lay_out(self, name: str, outputs: Mapping[str, Entry], previous: Iterable[str]) -> bool:
         """Makes the workspace hold exactly these, without what the step made before. Returns whether it changed."""
         changed = False
+        gone = [
+            path
+            for path in previous
+            if path not in outputs and (self._owner.get(path) or self._declared.get(path)) in (None, name)
+        ]
+        for path in gone:  # First: a file may have been where a directory goes now, which may hold one of that name.
+            if not _gives_way(path, outputs):
+                changed |= self.remove(path)
         for path, entry in outputs.items():
             here = self._look(path)
             if here != entry:
                 self._place(path, entry, vacant=here is None)
                 changed = True
             self._own(name, path, entry)
-        for path in previous:
-            if path not in outputs and (self._owner.get(path) or self._declared.get(path)) in (None, name):
-                changed |= self.remove(path)
+        for path in gone:
+            self._made.pop(path, None)
         return changed
 
     def lay_out_new(self, name: str, outputs: Mapping[str, Entry]) -> list[Stamp] | None:
@@ -131,6 +138,22 @@ class Layout:
             self._clear_the_way(path, full)
             _remove(full)
             self._stamps.forget(full)
+
+    def vacate(self, name: str, path: str) -> None:
+        """Takes a file away if it is as we made it, and moves it aside otherwise, also if the store happens to have it.
+
+        Its directory stays, even if empty: another step may be about to write into it. So does what another just made.
+        """
+        if self._owner.get(path) not in (None, name):
+            return
+        full = f"{self.root}/{path}"
+        self._check_parents(path)
+        made = self._made.get(path)
+        if made is not None and self.is_right(path, made):
+            _remove(full)
+        else:
+            self.displace(path)
+        self._stamps.forget(full)
 
     def _place(self, path: str, entry: Entry, *, vacant: bool) -> None:
         """`vacant`: nothing stood there a moment ago."""
@@ -229,10 +252,19 @@ class Layout:
             for foreign in self._foreign_in(path, full):
                 self.displace(foreign)
             return
-        if stat.S_ISDIR(mode) or not self._is_ours(path, full):
+        if stat.S_ISDIR(mode) and self._made_below(path):
+            for foreign in self._foreign_in(path + "/", full):
+                self.displace(foreign)
+            _remove(full)
+            self._stamps.forget(full)
+        elif stat.S_ISDIR(mode) or not self._is_ours(path, full):
             self.displace(path.rstrip("/"))
         elif wants_directory:
             os.unlink(full)
+
+    def _made_below(self, path: str) -> bool:
+        """Whether a directory at a file's place is, or holds, an output of before."""
+        return any(made.startswith(path + "/") for made in tuple(self._made))  # Other threads add to it.
 
     def _is_ours(self, path: str, full: str) -> bool:
         """Neither our memory nor the store knows its content: then it is somebody's."""
@@ -376,6 +408,16 @@ class Layout:
         if directory not in self._near:
             self._near[directory] = os.stat(directory).st_dev == os.stat(self._tmp).st_dev
         return os.path.join(self._tmp, name) if self._near[directory] else os.path.join(directory, f".requiem-{name}")
+
+
+def _gives_way(path: str, outputs: Mapping[str, Entry]) -> bool:
+    """Whether a file is to stand where this is, or where a directory above it is: making room for that knows best."""
+    above = path.rstrip("/")
+    while above:
+        if above in outputs and above != path:
+            return True
+        above = os.path.dirname(above)
+    return False
 
 
 def _exchange(one: str, other: str) -> bool:

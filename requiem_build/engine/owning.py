@@ -7,12 +7,14 @@ import stat
 from collections.abc import Collection, Iterable, Mapping
 
 from ..core.errors import UsageError
-from ..core.instance import Plan
-from ..core.patterns import compile_pattern, is_pattern, unescape
+from ..core.instance import Instance, Plan
+from ..core.patterns import by_bytes, compile_pattern, is_pattern, unescape
 from .evidence import Outputs
 from .layout import Layout, tracked_by_git
 from .memory import Memory
 from .options import Options
+from .undeclared import covered
+from .workspace import WorkspaceListing
 
 
 def foreign_owner(paths: Iterable[str], uid: int, environment: Mapping[str, str]) -> str:
@@ -53,11 +55,15 @@ def beware_of_others(root: str, manifest: Iterable[str], plan: Plan, options: Op
     return who
 
 
-def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout) -> None:
-    """Raises UsageError, before anything changes, for an output that git tracks: it is somebody's."""
+def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout, level: str | None) -> None:
+    """Raises UsageError, before anything changes, for an output that git tracks: it is somebody's.
+
+    `level` is the user's own setting. What is not laid out replaces nothing, but where the step runs right here.
+    """
     strange: dict[str, str] = {}
     for name, instance in plan.instances.items():
-        for declared in instance.outputs:
+        replaces = instance.lay_out or (level or instance.policy.sandbox) == "none"
+        for declared in instance.outputs if replaces else ():
             path = compile_pattern(declared).prefix if is_pattern(declared) else unescape(declared)
             if path not in made and os.path.lexists(os.path.join(root, path.rstrip("/"))):
                 strange[path.rstrip("/")] = name
@@ -72,6 +78,28 @@ def refuse_tracked(root: str, plan: Plan, made: Collection[str], layout: Layout)
                 facts=[("step", strange[owner])],
                 hint="git rm --cached it if it is generated, or give the output another path",
             )
+
+
+class _Standing(WorkspaceListing):
+    """What stands in the workspace, as a tree to walk."""
+
+    def has_source(self, directory: str) -> bool:
+        return False
+
+
+def make_room(root: str, instance: Instance, keep: Collection[str], layout: Layout) -> None:
+    """For a step that runs in the workspace itself: afterwards nothing stands where its outputs do, but what it made.
+
+    What a pattern means is dealt with like what stands at a plain output's path, so that nobody's file is taken for
+    one of the step's. `keep` are its inputs.
+    """
+    layout.make_room(unescape(path) for path in instance.outputs if not is_pattern(path))
+    standing = _Standing(root)
+    for declared in instance.outputs:
+        if is_pattern(declared):
+            for path in by_bytes(compile_pattern(declared).walk(standing)):
+                if path not in keep and not covered(path, keep):
+                    layout.vacate(instance.name, path)
 
 
 def refuse_behind_links(root: str, plan: Plan) -> None:

@@ -151,6 +151,56 @@ def test_a_file_that_git_tracks_is_never_replaced(two: Project) -> None:
     assert not two.exists("out/count.txt")
 
 
+def test_a_file_that_git_tracks_hinders_no_step_that_lays_nothing_out(project: Project) -> None:
+    text = '[steps.a]\ncommand = "echo x > out"\noutputs = ["out"]\nlay_out = false\n'
+    project.write("out", "theirs\n")
+    for command in (["git", "init", "-q"], ["git", "add", "out"]):
+        subprocess.run(command, cwd=project.root, check=True)
+    project.manifest(text)
+    assert "tracked by git" in project.refuse("build", "--sandbox", "none").err  # There it writes to the file itself.
+    project.manifest(text + 'sandbox = "none"\n')
+    assert "tracked by git" in project.refuse("build").err
+    project.manifest(text)
+    assert project.build().states == {"a": "ran"}
+    assert project.read("out") == "theirs\n"
+
+
+def test_a_file_of_ours_gives_way_to_a_directory_output(project: Project) -> None:
+    def manifest(made: str, outputs: str) -> None:
+        project.manifest(f'[steps.a]\ncommand = "mkdir -p out; echo x > {made}"\noutputs = [{outputs}]\n')
+
+    project.manifest('[steps.a]\ncommand = "echo x > out"\noutputs = ["out"]\n')
+    for made, outputs in (("out/f", '"out/f"'), ("out/f", '"out/"'), ("out/g", '"out/"'), ("out/f", '"out/f"')):
+        project.build()
+        manifest(made, outputs)
+        assert not [each for each in project.build().report["warnings"] if "moved to" in each]
+        assert project.read(made) == "x\n" and os.listdir(project.root / "out") == [made[4:]]
+
+
+@pytest.mark.parametrize(
+    ("before", "made"), [("out/", "out"), ("out/f", "out"), ("out/*.txt", "out"), ("d/out/", "d/out")]
+)
+def test_a_directory_of_ours_gives_way_to_a_file_output(project: Project, before: str, made: str) -> None:
+    def manifest(command: str, output: str) -> None:
+        project.manifest(f'[steps.a]\ncommand = "{command}"\noutputs = ["{output}"]\n')
+
+    into = f"mkdir -p {made}/e; echo x > {made}/f; echo x > {made}/f.txt"
+    manifest(into, before)
+    project.build()
+    manifest(f"mkdir -p d; echo new > {made}", made)
+    assert not [each for each in project.build().report["warnings"] if "moved to" in each]
+    assert project.read(made) == "new\n" and not project.exists(".requiem/displaced")
+    assert "nothing to do" in [project.run("build").err, project.run("build").err][1]
+    manifest(into, before)
+    project.build()
+    project.write(f"{made}/mine", "mine\n")
+    project.write(f"{made}/{'f.txt' if before.endswith('.txt') else 'f'}", "edited\n")
+    manifest(f"mkdir -p d; echo newer > {made}", made)
+    assert len(project.build().report["warnings"]) == 2
+    moved = {path.read_text() for path in (project.root / ".requiem/displaced").rglob("*") if path.is_file()}
+    assert moved == {"mine\n", "edited\n"} and project.read(made) == "newer\n"
+
+
 def test_an_edited_output_is_moved_aside_and_restored(two: Project) -> None:
     two.build()
     two.write("out/upper.txt", "edited\n")
