@@ -16,13 +16,14 @@ from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
 from ..core.fields import dataclass, field
 from ..core.instance import Instance
-from ..core.patterns import is_pattern, lead_into, matches_any, unescape
+from ..core.patterns import lead_into, matches_any
 from ..core.request import Request
 from ..store.layout import Store
 from . import lost
 from .flights import Flights
 from .layout import Layout
 from .memory import Remembered
+from .owning import make_room
 from .rebuild import Built, Rebuilder, Wanted
 from .recollection import Recollection
 from .requests import Asked, InputNotMade, Inputs, Made, RequestMaker
@@ -313,7 +314,7 @@ class Performer:
     ) -> Built:
         def started() -> None:
             if asked.request.policy.sandbox == "none":  # It runs in the workspace itself.
-                self.layout.make_room(unescape(path) for path in instance.outputs if not is_pattern(path))
+                make_room(self.workspace.root, instance, inputs.entries, self.layout)
             for warning in self._suspicious(instance, inputs, shown, asked.request):
                 self.emit_warning(warning)
             self.emit(StepStarted(instance.name, shown, reason()))
@@ -378,7 +379,8 @@ class Performer:
             return Outcome(False, {}, finished)
         warnings = ["gave another result than before for the same request"] if built.diverged else []
         failure = ran.failure if ran is not None else ""
-        if ran is not None and ran.undeclared and (self.verbose or failure):
+        in_place = built.request.policy.sandbox == "none"  # What lies in the workspace is mostly not the step's.
+        if ran is not None and ran.undeclared and not in_place and (self.verbose or failure):
             warnings.append("made and did not declare: " + ", ".join(ran.undeclared[:10]))
         if result.stdout.truncated or result.stderr.truncated:
             warnings.append("captured output was cut at max_output_bytes")
