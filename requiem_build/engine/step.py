@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from ..core.digest import Digest
 from ..core.entries import Entry, Tree, files_below
 from ..core.errors import CorruptObject, MissingObject, SourceMissing
 from ..core.events import Listener, StepFinished, StepStarted, StepState, Warned
@@ -262,6 +263,7 @@ class Performer:
         return offered
 
     def _as_remembered(self, instance: Instance, remembered: Remembered, state: StepState) -> Outcome:
+        stdout_digest, stderr_digest = self._said(remembered) if state == "hit" and self.verbose else (None, None)
         return Outcome(
             True,
             remembered.outputs,
@@ -274,10 +276,19 @@ class Performer:
                 termination="exited",
                 reason="up to date" if state == "fresh" else "restored from the store",
                 warnings=remembered.warnings,
+                stdout_digest=stdout_digest,
+                stderr_digest=stderr_digest,
                 record_digest=remembered.record_digest,
             ),
             self.recollection.renewed(remembered),
         )
+
+    def _said(self, remembered: Remembered) -> tuple[Digest | None, Digest | None]:
+        """What a restored step wrote when it ran. Memory does not hold it: hardly anybody asks."""
+        kept = None if self.dry_run else self.store.records.find(Digest(remembered.request_digest))
+        if kept is None or kept.result.digest != remembered.result_digest:
+            return None, None
+        return kept.result.stdout.digest, kept.result.stderr.digest
 
     # Hit, or run
 

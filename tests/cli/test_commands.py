@@ -224,6 +224,22 @@ def test_log_tells_what_a_step_wrote(project: Project) -> None:
     assert 'did you mean "bad"?' in project.refuse("log", "bda").err
 
 
+def test_a_hit_prints_what_it_wrote_only_when_asked(project: Project) -> None:
+    project.manifest("""
+        [steps.talk]
+        command = "echo CAPTURED; echo x > out.txt"
+        outputs = ["out.txt"]
+    """)
+    project.build()
+    for forget in ((), (".requiem",)):  # From memory, then from the store's record.
+        for flags, told in ((["-v"], 1), ([], 0), (["-n", "-v"], 0)):
+            for name in ("out.txt", *forget):
+                (shutil.rmtree if name == ".requiem" else os.remove)(project.root / name)
+            ran = project.run("build", *flags)
+            assert "hit" in ran.err and ran.err.count("CAPTURED") == told
+            project.build()
+
+
 def test_init_makes_something_that_builds(project: Project) -> None:
     assert project.run("init").code == 0
     assert project.build().counts == {"ran": 1}
