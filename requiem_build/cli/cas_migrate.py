@@ -49,4 +49,4 @@ def _store_path(shared: Globals) -> Path:
         if configured is None:
             raise
         return Path(configured).expanduser()
-    return places.store_path(site)
+    return Path(places.store_path(site))

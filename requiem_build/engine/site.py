@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.digest import object_digest
@@ -165,9 +164,9 @@ def open_view(site: Site, settings: Mapping[str, object] | None = None) -> Store
 def _behind_stand_in(site: Site, store: Store, *, read_only: bool) -> Store:
     from ..store.standin import stand_in
 
-    root = Path(site.dot, STAND_IN, "store")
-    for path in (root.parent, root):  # Whatever else stands there is deleted.
-        _refuse_link(str(path))
+    root = f"{site.dot}/{STAND_IN}/store"
+    for path in (os.path.dirname(root), root):  # Whatever else stands there is deleted.
+        _refuse_link(path)
     return stand_in(root, store, read_only=read_only)
 
 
@@ -190,12 +189,12 @@ def stand_in_notice(store: Store) -> str | None:
     return f"the store is read-only: {cause}: {where}; what this build makes is kept in {DOT}/{STAND_IN}"
 
 
-def store_path(site: Site, settings: Mapping[str, object] | None = None) -> Path:
+def store_path(site: Site, settings: Mapping[str, object] | None = None) -> str:
     """Where `open_store` opens it."""
     if settings is None and not site.settings.store_path:
         settings = _manifest_settings(site)
     configured = site.settings.store_path or (settings or {}).get("path")
-    return Path(os.path.join(site.root, os.path.expanduser(str(configured)) if configured else ".cas"))
+    return os.path.join(site.root, os.path.expanduser(str(configured)) if configured else ".cas")
 
 
 def size_max(site: Site, settings: Mapping[str, object] | None = None) -> int:
@@ -287,7 +286,7 @@ def make_scratch(site: Site, *, outside: bool = False) -> Scratch:
 
 
 def _is_gone(store: Store, error: SandboxUnavailable) -> bool:
-    return any("ENOENT" in told and str(root) in told for _, told in error.facts for root in store.roots)
+    return any("ENOENT" in told and root in told for _, told in error.facts for root in store.roots)
 
 
 def _cgroups(site: Site) -> Cgroups | None:
@@ -371,8 +370,8 @@ def _boot_strict(
 
     def boot(shown: Shown | None) -> StrictSandbox:
         return StrictSandbox(
-            roots=[*roots, *map(str, store.roots[1:])],
-            store=str(store.root),
+            roots=[*roots, *store.roots[1:]],
+            store=store.roots[0],
             network=request.policy.network,
             reuse=reuse,
             perturbation=perturbation or STILL,

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from ..core.elf import HEAD, Kind, kind_of
 from ..core.errors import EnvironmentFault
@@ -130,7 +129,7 @@ class Distribution:
     def _known_names(self) -> Names:
         if self._names is None:
             _ = self.database
-            self._names = Names(Path(self._cache_dir, "packages.names"), self._stamps, self._root)
+            self._names = Names(f"{self._cache_dir}/packages.names", self._stamps, self._root)
         return self._names
 
     def program(self, name: str) -> str | None:
@@ -309,7 +308,7 @@ class Distribution:
         ]
 
     def _look(self, packages: Sequence[tuple[Package, Contents]], linked: Sequence[str]) -> View:
-        memory = Sealed(Path(self._cache_dir, "packages.verified.json"))
+        memory = Sealed(f"{self._cache_dir}/packages.verified.json")
         verifier = Verifier(memory.load(), self.places.host)
         view = make_view(self.database, self.places, packages, verifier, linked)
         if verifier.is_new:
@@ -324,7 +323,7 @@ class Distribution:
             and stamps_of(self.places.root, view.files, self._files) == view.stamps
         )
 
-    def _keep(self, path: Path, view: View, began_ns: int) -> None:
+    def _keep(self, path: str, view: View, began_ns: int) -> None:
         packages = [f"{p.name} {p.version} {p.architecture}".encode() for p in view.packages]
         parts.keep(self._cache_dir, view.digest, packages, parts.lines_of(view.document))
         paths = (*self.database.stamped(), *view.watched, *map(self.places.host, view.files))
@@ -347,11 +346,11 @@ class Distribution:
             found.append(max(stamp[:2]))
         return max(found)
 
-    def _path(self, wanted: tuple[str, ...], linked: tuple[str, ...]) -> Path:
+    def _path(self, wanted: tuple[str, ...], linked: tuple[str, ...]) -> str:
         from ..core.digest import object_digest
 
         asked = repr((RULE, self._root, os.geteuid() == 0, wanted, linked)).encode("utf-8", "surrogateescape")
-        return Path(self._cache_dir, "views", str(object_digest(asked))[:32])
+        return f"{self._cache_dir}/views/{object_digest(asked)[:32]}"
 
     # Did it hold still?
 

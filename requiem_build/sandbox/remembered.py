@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshal
 import os
 from contextlib import suppress
-from pathlib import Path
 
 from ..core.fields import dataclass
 from .packages.base import Package
@@ -33,7 +32,7 @@ class Names:
     a link leads, is for others to look at.
     """
 
-    def __init__(self, path: Path, stamps: str, root: str) -> None:
+    def __init__(self, path: str, stamps: str, root: str) -> None:
         self._file = Sealed(path)
         self._of = [root, stamps]
         known = self._file.load()
@@ -49,12 +48,13 @@ class Names:
         self.is_new = False
 
 
-def load(path: Path, stamps: str) -> Kept | None:
+def load(path: str, stamps: str) -> Kept | None:
     """What was kept there, if it was made when the database had these stamps."""
     from ..core.digest import object_digest
 
     try:
-        content = path.read_bytes()
+        with open(path, "rb") as file:
+            content = file.read()
     except OSError:
         return None
     if not content.startswith(_MAGIC):
@@ -71,7 +71,7 @@ def load(path: Path, stamps: str) -> Kept | None:
     return Kept(View(packages=tuple(Package(*each) for each in packages), **fields), made_at, watched_stamps)
 
 
-def save(path: Path, kept: Kept, *, kept_max: int) -> None:
+def save(path: str, kept: Kept, *, kept_max: int) -> None:
     """Writes it beside the others, of which the oldest go."""
     from ..core.digest import object_digest
 
@@ -80,11 +80,12 @@ def save(path: Path, kept: Kept, *, kept_max: int) -> None:
     fields = {name: getattr(view, name) for name in names}
     packages = [(p.id, p.name, p.version, p.architecture) for p in view.packages]
     body = marshal.dumps((kept.stamps, kept.watched_stamps, packages, fields), 2)
-    mine = path.with_name(f"{path.name}.{os.getpid()}")
+    mine, folder = f"{path}.{os.getpid()}", os.path.dirname(path)
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mine.write_bytes(_MAGIC + object_digest(body).encode() + body)
-        mine.replace(path)  # Readers see the whole or none.
-        there = sorted(os.scandir(path.parent), key=lambda item: -item.stat().st_mtime_ns)
+        os.makedirs(folder, exist_ok=True)
+        with open(mine, "wb") as file:
+            file.write(_MAGIC + object_digest(body).encode() + body)
+        os.replace(mine, path)  # Readers see the whole or none.
+        there = sorted(os.scandir(folder), key=lambda item: -item.stat().st_mtime_ns)
         for item in there[kept_max:]:
             os.unlink(item.path)

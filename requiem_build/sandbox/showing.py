@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import TypeVar
 
 from ..core.errors import EnvironmentFault, SandboxUnavailable
@@ -33,7 +32,7 @@ def show(
     if view is None:
         raise EnvironmentFault("the packages that a step asked for are no longer what they were", hint="build again")
     folder = os.path.join(cache_dir, "masks")
-    memory = Sealed(Path(cache_dir, "masks.refused.json"))
+    memory = Sealed(f"{cache_dir}/masks.refused.json")
     refused: dict[str, str] = dict(memory.load())
     told: list[tuple[str, str]] = []
     place = _place(distribution.places.tops)

@@ -10,7 +10,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 SETTLED_NS = 2_000_000_000
@@ -20,14 +19,15 @@ SETTLED_NS = 2_000_000_000
 class Sealed:
     """A JSON object in a file that carries its own digest. Damaged, missing or unwritable, it is empty."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._path = path
 
     def load(self) -> dict[str, Any]:
         from ..core.digest import object_digest
 
         try:
-            seal, _, body = self._path.read_bytes().partition(b"\n")
+            with open(self._path, "rb") as file:
+                seal, _, body = file.read().partition(b"\n")
             if object_digest(body).encode() != seal:
                 return {}
             known = json.loads(body)
@@ -39,20 +39,21 @@ class Sealed:
         from ..core.digest import object_digest
 
         body = json.dumps(known, sort_keys=True, separators=(",", ":")).encode()
-        mine = self._path.with_name(f"{self._path.name}.{os.getpid()}.{time.monotonic_ns()}")
+        mine = f"{self._path}.{os.getpid()}.{time.monotonic_ns()}"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            mine.write_bytes(object_digest(body).encode() + b"\n" + body)
-            mine.replace(self._path)  # Readers see the old memory or the new one.
+            os.makedirs(os.path.dirname(self._path), exist_ok=True)
+            with open(mine, "wb") as file:
+                file.write(object_digest(body).encode() + b"\n" + body)
+            os.replace(mine, self._path)  # Readers see the old memory or the new one.
         except OSError:
             with contextlib.suppress(OSError):
-                mine.unlink()
+                os.unlink(mine)
 
 
 class Memory:
     """Digests of files by path and stamp."""
 
-    def __init__(self, path: Path, began_ns: int) -> None:
+    def __init__(self, path: str, began_ns: int) -> None:
         self._file = Sealed(path)
         self._known = self._file.load()
         self._kept: dict[str, list[object]] = {}

@@ -14,7 +14,6 @@ import re
 import stat
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.errors import EnvironmentFault
@@ -139,10 +138,10 @@ def _digest(
 
     entries = [entry for top in shown for entry in surveys[top]]
     fingerprint = _fingerprint([*(entry for path in databases for entry in surveys[path]), *entries], began_ns)
-    whole = Sealed(Path(cache_dir) / "system.whole.json")
+    whole = Sealed(f"{cache_dir}/system.whole.json")
     if fingerprint is not None and (known := whole.load().get(fingerprint)) is not None:
         return parse_digest(known)
-    memory = Memory(Path(cache_dir) / "system.json", began_ns)
+    memory = Memory(f"{cache_dir}/system.json", began_ns)
     lines = [f"rule {RULE}\0".encode(), _packages(databases, memory)]
     lines += sorted(_describe(path, seen, memory) for path, seen in entries)
     memory.save()
@@ -162,7 +161,8 @@ def package_lines(databases: Sequence[str]) -> list[bytes]:
         return [os.fsencode(" ".join(name.rpartition("-")[0].rpartition("-")[::2])) for name in _names(first)]
     if not first.startswith(DPKG) and first not in APK:
         return []
-    content = Path(first).read_bytes()
+    with open(first, "rb") as file:
+        content = file.read()
     return parse_dpkg(content) if first.startswith(DPKG) else parse_apk(content)
 
 
@@ -353,7 +353,8 @@ def package_of(path: str) -> str | None:
         if not name.endswith(".list"):
             continue
         try:
-            content = b"\n" + Path(info, name).read_bytes()
+            with open(f"{info}/{name}", "rb") as file:
+                content = b"\n" + file.read()
         except OSError:
             continue
         if any(line in content for line in wanted):

@@ -26,7 +26,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core import canonical
 from ..core.digest import HASH, IS_FALLBACK, Digest
@@ -50,6 +50,9 @@ from .outbox import Outbox
 from .place import Place
 from .records import Records
 from .runs import Runs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FORMAT = 2
 MARK = "requiem-store"
@@ -88,9 +91,8 @@ class Store:
     below: Store | None = None
     """The store that cannot be written and is read through this one (`standin.py`)."""
 
-    def __init__(self, root: Path, *, read_only: bool = False, durability: str = BATCH) -> None:
-        self.root = Path(os.path.realpath(root) + (f"-{HASH}" if IS_FALLBACK else ""))
-        place = str(self.root)
+    def __init__(self, root: str | os.PathLike[str], *, read_only: bool = False, durability: str = BATCH) -> None:
+        place = self._root = os.path.realpath(root) + (f"-{HASH}" if IS_FALLBACK else "")
         self._scratch = Scratch(f"{place}/v2/tmp")
         try:
             known = _read_mark(place)
@@ -120,18 +122,24 @@ class Store:
         """What was put is as durable on return as it ever will be. Raises EnvironmentFault."""
         if self.durability == BATCH and self.refusal is None:
             try:
-                sync_file_system(str(self.root))
+                sync_file_system(self._root)
             except OSError as error:
-                raise fault(error, "syncing the store", str(self.root)) from error
+                raise fault(error, "syncing the store", self._root) from error
 
     @property
     def scratch(self) -> Scratch:
         return self._scratch
 
     @property
-    def roots(self) -> tuple[Path, ...]:
+    def root(self) -> Path:
+        from pathlib import Path  # Which a build does without.
+
+        return Path(self._root)
+
+    @property
+    def roots(self) -> tuple[str, ...]:
         """Where the files lie that `objects.file` gives; the root is the first."""
-        return (self.root,)
+        return (self._root,)
 
     @property
     def written(self) -> Store:
@@ -140,14 +148,14 @@ class Store:
 
     def lease(self) -> AbstractContextManager[None]:
         """Pins what the holder puts and uses against collection, until it ends, however it ends."""
-        return nullcontext() if self.refusal is not None else leases.held(f"{self.root}/v2", self._scratch)
+        return nullcontext() if self.refusal is not None else leases.held(f"{self._root}/v2", self._scratch)
 
     def signed_records(self, key_id: str) -> Records:
         """The scope of one key: what it signed, where no other writer's record can stand in the way."""
-        if self.refusal is None and not os.path.isdir(f"{self.root}/records/signed"):
-            ensure_directory(f"{self.root}/records/signed")
-        base, durable = f"{self.root}/records/signed/{key_id}", self.durability == FULL
-        return Records(base, f"{self.root}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable)
+        if self.refusal is None and not os.path.isdir(f"{self._root}/records/signed"):
+            ensure_directory(f"{self._root}/records/signed")
+        base, durable = f"{self._root}/records/signed/{key_id}", self.durability == FULL
+        return Records(base, f"{self._root}/v2/quarantine", self._scratch, refusal=self.refusal, durable=durable)
 
     def with_records(self, records: Records) -> Store:
         """The same store, whose records are found and filed in another way."""
@@ -155,7 +163,7 @@ class Store:
 
         other = copy(self)
         other.records = records
-        other.outbox = Outbox(str(self.root), records, self.durability, refusal=self.refusal)
+        other.outbox = Outbox(self._root, records, self.durability, refusal=self.refusal)
         return other
 
     def scopes(self) -> Iterator[Records]:
@@ -166,7 +174,7 @@ class Store:
 
     def key_ids(self) -> list[str]:
         """The keys that signed any record here, in order."""
-        return sorted(_names(f"{self.root}/records/signed"))
+        return sorted(_names(f"{self._root}/records/signed"))
 
     def missing(self, result: Result) -> list[Digest]:
         """Each object that a result needs and the store lacks, trees walked and verified; in order of first mention."""
@@ -205,7 +213,7 @@ class Store:
             records=sum(1 for _ in self.records),
             divergences=sum(1 for _ in self.records.divergences()),
             runs=sum(1 for _ in self.runs),
-            quarantined=len(list(_names(f"{self.root}/v2/quarantine"))),
+            quarantined=len(list(_names(f"{self._root}/v2/quarantine"))),
             temporary=sum(1 for _ in self._scratch.paths()),
         )
 
@@ -241,7 +249,7 @@ def _read_mark(place: str) -> bool:
     return True
 
 
-def mark_is_exact(root: Path) -> bool:
+def mark_is_exact(root: str | os.PathLike[str]) -> bool:
     """Whether the mark of the format is byte for byte what this version writes."""
     with suppress(OSError, NotAFile, ValueError):
         return read_small(f"{root}/{MARK}", 4096) == _MARK_CONTENT

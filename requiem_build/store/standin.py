@@ -13,7 +13,6 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from ..core.digest import Digest
 from ..core.errors import CorruptObject, EnvironmentFault, IntegrityError, MissingObject, UnknownName, UsageError
@@ -26,7 +25,7 @@ from .records import PATH_SETS_MAX, Absent, Kept, Records
 from .runs import Run, Runs
 
 
-def stand_in(root: Path, below: Store, *, read_only: bool = False) -> Store:
+def stand_in(root: str, below: Store, *, read_only: bool = False) -> Store:
     """`below` with a store at `root` in front of it. Whatever else stands at `root` is deleted, unless `read_only`.
 
     Then also nothing is made: without a store at `root` it is `below` alone. Raises as `Store`.
@@ -41,7 +40,7 @@ def stand_in(root: Path, below: Store, *, read_only: bool = False) -> Store:
     return StandIn(front, below)
 
 
-def _remove(path: Path) -> None:
+def _remove(path: str) -> None:
     with suppress(OSError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
             shutil.rmtree(path, ignore_errors=True)
@@ -59,10 +58,10 @@ class StandIn(Store):
         self.objects = _Objects(front.objects, below.objects)
         self.records = _Records(front.records, below.records)
         self.runs = _Runs(front.runs, below.runs)
-        self.outbox = Outbox(str(front.root), self.records, front.durability, refusal=front.refusal)
+        self.outbox = Outbox(front.roots[0], self.records, front.durability, refusal=front.refusal)
 
     @property
-    def roots(self) -> tuple[Path, ...]:
+    def roots(self) -> tuple[str, ...]:
         return (*self.front.roots, *self._below.roots)
 
     @property

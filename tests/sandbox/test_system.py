@@ -99,7 +99,13 @@ def test_what_is_not_seen_does_not(host, tmp_path):
 
 def test_an_unchanged_system_is_not_read_again(host, tmp_path, monkeypatch):
     before = system.system_digest(str(tmp_path))
-    monkeypatch.setattr("builtins.open", lambda *_, **__: pytest.fail("a file was read"))
+    read = open
+
+    def only_what_is_remembered(path, *more, **options):
+        assert os.path.basename(path).startswith("system."), f"{path} was read"
+        return read(path, *more, **options)
+
+    monkeypatch.setattr("builtins.open", only_what_is_remembered)
     assert system.system_digest(str(tmp_path)) == before
 
 
