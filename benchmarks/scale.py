@@ -141,6 +141,7 @@ class Place:
 def measure(place: Place, kind: Kind, size: int, rounds: int) -> Row:
     folder = place.project(kind, size)
     row = Row(kind, size)
+    os.sync()  # Requiem waits for its store to be on the disk: not also for what was made before.
     for number in range(rounds + 1):
         if kind.change is not None:
             for tool in ("requiem", "ninja"):
