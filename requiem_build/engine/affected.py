@@ -23,7 +23,7 @@ from ..core.request import LISTING, SHADOWS
 from ..executors.system_headers import shadows
 from .memory import Memory
 from .plans import Planned, Question
-from .workspace import NEVER_IN_TREES, Files, WorkspaceListing
+from .workspace import Files, WorkspaceListing, left_out
 
 Read = Callable[[str], "bytes | None"]
 Offers = Mapping[tuple[str, ...], tuple[str, ...]]
@@ -199,6 +199,8 @@ class _Readers:
         self._membership = frozenset((*edit.added, *edit.deleted, *edit.future))
         self._files: dict[str, list[tuple[str, str]]] = {}
         self._trees: dict[str, list[tuple[str, str]]] = {}
+        self._root_trees: dict[str, list[tuple[str, str]]] = {}
+        """Unlike trees among the inputs they hold whatever lies in them."""
         self._unknown: list[Instance] = []
         self._shadowed: dict[tuple[str, ...], list[Instance]] = {}
         for instance in plan.instances.values():
@@ -216,8 +218,11 @@ class _Readers:
             self._note(path, name, "takes variables from")
         for root_name in instance.roots:
             root = self._roots[root_name]
-            for path in root.key or (root.path.rstrip("/") + "/",):
+            for path in root.key:
                 self._note(path, name, "sees the root")
+            if not root.key:
+                tree = root.path.rstrip("/") + "/"
+                self._root_trees.setdefault(tree, []).append((name, f"sees the root {tree}"))
         for folder in instance.policy.path:
             for program in _tools(instance):
                 if not folder.startswith(("/", "~")) and "/" not in program:
@@ -254,6 +259,7 @@ class _Readers:
         for path in paths:
             yield from self._files.get(path, ())
             for above in _above(path):
+                yield from self._root_trees.get(above, ())
                 if above in self._trees and _counts_in_tree(path, above):
                     yield from self._trees[above]
             for extra, instances in self._shadowed.items() if path in self._membership else ():
@@ -281,9 +287,8 @@ def _above(path: str) -> Iterable[str]:
 
 def _counts_in_tree(path: str, tree: str) -> bool:
     """Source trees leave out what tools keep in them, unless the tree itself is one of these."""
-    if NEVER_IN_TREES & set(tree.split("/")):
-        return True
-    return not NEVER_IN_TREES & set(path[len(tree) :].split("/"))
+    skip = left_out(tree)
+    return skip is None or not any(map(skip, path[len(tree) :].split("/")))
 
 
 def _asks(instance: Instance, plan: Plan) -> tuple[Any, ...]:

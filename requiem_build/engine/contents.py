@@ -14,7 +14,7 @@ from ..core.errors import RequiemError
 from ..store.layout import Store
 from .sealed import at_once
 from .stamps import Stamps
-from .workspace import NEVER_IN_TREES
+from .workspace import left_out
 
 BYTES_MAX = 1 << 20
 LINES_MAX = 24
@@ -58,8 +58,8 @@ class Contents:
     def _tree(self, path: str, old: str, new: str) -> list[str]:
         here: dict[Digest, bytes] = {}
         with suppress(RequiemError):
-            skip = frozenset() if NEVER_IN_TREES & set(path.rstrip("/").split("/")) else NEVER_IN_TREES
-            Stamps().tree(os.path.join(self._root, path.rstrip("/")), skip=skip, keep_tree=here.__setitem__)
+            full = os.path.join(self._root, path.rstrip("/"))
+            Stamps().tree(full, skip=left_out(path), keep_tree=here.__setitem__)
 
         def children(digest: str | None) -> Mapping[str, Entry]:
             if digest is None:

@@ -219,9 +219,14 @@ class Stamps:
             os.close(descriptor)
 
     def tree(
-        self, path: str, *, skip: frozenset[str] = frozenset(), keep_tree: Keep | None = None, special_ok: bool = False
+        self,
+        path: str,
+        *,
+        skip: Callable[[str], bool] | None = None,
+        keep_tree: Keep | None = None,
+        special_ok: bool = False,
     ) -> Tree | None:
-        """The tree of an absolute directory, names in `skip` left out; None if no directory stands there.
+        """The tree of an absolute directory, names that `skip` says left out; None if no directory stands there.
 
         `keep_tree` is offered each directory's object. Unreadable names and special files are errors,
         but for `special_ok`, where they are left out.
@@ -235,7 +240,7 @@ class Stamps:
             children[directory] = found_here = {}
             self.seen[directory] = stamp_at(directory)
             for item in _scan(directory):
-                if item.name in skip:
+                if skip is not None and skip(item.name):
                     continue
                 self.reached.add(item.path)
                 _must_be_utf8(item.name, directory)

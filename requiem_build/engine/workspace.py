@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 
 from ..core.digest import Digest
@@ -17,16 +17,12 @@ from ..core.entries import Entry, File, Link, Tree, parse_tree
 from ..core.errors import EnvironmentFault, SourceMissing, UsageError
 from ..core.fields import dataclass
 from ..core.listing import Kind
+from ..core.patterns import is_never, never_in
 from ..executors.blobs import Blobs
 from .stamps import NOTHING, Stamp, Stamps, is_racy, kind_of, links_of, stamp_at, stamp_of
 
 MANIFEST = "requiem.toml"
 DOT = ".requiem"
-NEVER_IN_TREES = frozenset(
-    {".git", ".hg", ".svn", ".requiem", ".cas", "__pycache__", ".DS_Store", "node_modules", ".venv", "venv"}
-)
-
-
 LIGHT_BYTES = 1 << 20
 
 
@@ -158,6 +154,14 @@ def _kind(item: os.DirEntry[str]) -> Kind:
     return "file" if item.is_file(follow_symlinks=False) else "other"
 
 
+def left_out(tree: str) -> Callable[[str], bool] | None:
+    """Names that a source tree leaves out at any depth, as patterns do: what version control, Requiem and tools keep.
+
+    None of them where the tree's own path names one: then it was asked for.
+    """
+    return None if never_in(tree) else is_never
+
+
 class Workspace:
     """Contents by digest. Paths are relative to `root`; those of whole directories end in `/`."""
 
@@ -185,10 +189,7 @@ class Workspace:
         return stamp[2] <= LIGHT_BYTES or (known is not None and known[0] == stamp and not known[1])
 
     def tree(self, path: str) -> Tree | None:
-        """A source tree, without what version control, Requiem and Python keep in it (unless asked for by name)."""
-        parts = path.rstrip("/").split("/")
-        skip = frozenset() if NEVER_IN_TREES & set(parts) else NEVER_IN_TREES
-        return self.stamps.tree(self.full(path), skip=skip, keep_tree=self._trees.__setitem__)
+        return self.stamps.tree(self.full(path), skip=left_out(path), keep_tree=self._trees.__setitem__)
 
     def source(self, path: str, step: str) -> dict[str, Entry]:
         """A source input: its entry, and for a symlink also what it leads to. Raises SourceMissing or UsageError."""

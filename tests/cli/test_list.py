@@ -254,6 +254,43 @@ def test_links_roots_and_tools_are_read_too(project: Project, path: str) -> None
     assert certain(project, "--changed", "keyed/any") == set()
 
 
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("src/.pytest_cache/x", {"cache"}),
+        ("src/sub/__pycache__/x", set()),
+        ("src/.hidden", {"tree"}),
+        ("sdk/.x_cache/x", {"root"}),
+        ("sdk/node_modules/x", {"root"}),
+    ],
+)
+def test_trees_of_sources_leave_out_what_tools_keep_in_them_and_roots_do_not(
+    project: Project, path: str, names: set[str]
+) -> None:
+    for each in ("src/.pytest_cache/x", "src/sub/__pycache__/x", "src/.hidden", "sdk/.x_cache/x", "sdk/node_modules/x"):
+        project.write(each, "1\n")
+    project.manifest("""
+        [roots.sdk]
+        path = "sdk"
+        [steps.tree]
+        command = "find src | sort"
+        inputs = ["src/"]
+        [steps.cache]
+        command = "find src | sort"
+        inputs = ["src/.pytest_cache/"]
+        [steps.root]
+        command = "find sdk | sort"
+        roots = ["sdk"]
+    """)
+    project.build()
+    assert project.run("log", "tree").out == "src\nsrc/.hidden\nsrc/sub\n"
+    assert project.run("log", "cache").out == "src\nsrc/.pytest_cache\nsrc/.pytest_cache/x\n"
+    assert project.run("log", "root").out == "sdk\nsdk/.x_cache\nsdk/.x_cache/x\nsdk/node_modules\nsdk/node_modules/x\n"
+    assert certain(project, "--changed", path) == names
+    project.write(path, "2\n")
+    assert {name for name, state in project.build().states.items() if state == "ran"} == names
+
+
 def test_words_for_people_and_errors(built: Project) -> None:
     ran = built.run("list", "--changed", "assets/logo.txt", "docs/a.md")
     assert ran.out == "runs  assets  (reads assets/)\nruns  docs  (reads docs/a.md)\n"
