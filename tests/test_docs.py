@@ -28,6 +28,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
+def test_every_test_that_is_named_is_there() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (SOURCE / "docs/testing.md").read_text()))
+    code = "".join(path.read_text() for path in (SOURCE / "tests").rglob("*.py"))
+    there = set(re.findall(r"def (test_\w+)\(", code)) | {path.stem for path in (SOURCE / "tests").rglob("*.py")}
+    ranges = {name for name in named if re.fullmatch(r"test_r\d\d", name)}  # "test_r03 to test_r13"
+    assert len(named) > 200 and named - there - ranges == set()
+
+
 def test_every_setting_is_documented() -> None:
     page = (SOURCE / "docs/guide/settings.md").read_text()
     wanted = {key for keys in settings._KEYS.values() for key in keys} | {f"[{name}" for name in settings._OPEN_TABLES}
