@@ -80,7 +80,9 @@ STEP: Mapping[str, Key] = {
     "lay_out": Key(BOOLEAN, "Whether outputs are put into the workspace, or only kept in the store.", "true"),
     "tools": Key(NAMES, "Programs or packages that the step uses beside its own.", "[]", templates=True),
     "roots": Key(NAMES, "Read-only trees, by their names in `[roots]`.", "[]"),
-    "path": Key(NAMES, "Directories that stand before PATH.", "[]", templates=True),
+    "path": Key(
+        NAMES, "Directories that stand before PATH: relative to the manifest, absolute, or `~/`.", "[]", templates=True
+    ),
     "env": Key(ENVIRONMENT, "Environment variables of the step.", "{}", templates=True),
     "pass_env": Key(
         ENVIRONMENT_NAMES,

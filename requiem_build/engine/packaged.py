@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 
 from ..core.digest import Digest, object_digest
@@ -20,11 +19,19 @@ _LOCAL = "/usr/local/bin"
 
 
 class Packaged:
-    """`program(path)` is the digest of a program's content on this host, None for what is no file."""
+    """`directories(instance)` stand before its PATH, on this host.
 
-    def __init__(self, distribution: Distribution, workspace: str, program: Callable[[str], Digest | None]) -> None:
+    `program(path)` is the digest of a program's content on this host, None for what is no file.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        directories: Callable[[Instance], Sequence[str]],
+        program: Callable[[str], Digest | None],
+    ) -> None:
         self.distribution = distribution
-        self._workspace = workspace
+        self._directories = directories
         self._program = program
         self._views: dict[tuple[object, ...], tuple[View, dict[str, Digest]]] = {}
 
@@ -75,7 +82,7 @@ class Packaged:
 
     def _own_directories(self, instance: Instance, roots: Collection[str]) -> tuple[str, ...]:
         """Directories of the step's PATH that come before those of packages, as far as it sees them."""
-        own = [os.path.join(self._workspace, each) for each in instance.policy.path]
+        own = [*self._directories(instance)]
         if any(root == _LOCAL or _LOCAL.startswith(f"{root}/") for root in roots if root != SYSTEM_ROOT):
             own.append(_LOCAL)
         return tuple(own)

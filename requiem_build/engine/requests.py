@@ -102,9 +102,10 @@ class RequestMaker:
         """What is really in force: below strict nothing hides the rest of the host, so a step sees all of it."""
         policy, level = instance.policy, self.level_of(instance)
         system = policy.system if level == "strict" else "host"
-        if (level, system) == (policy.sandbox, policy.system):
+        path = tuple(map(self._surroundings.spelled, policy.path))
+        if (level, system, path) == (policy.sandbox, policy.system, policy.path):
             return policy
-        return replace(policy, sandbox=level, system=system)
+        return replace(policy, sandbox=level, system=system, path=path)
 
     def inputs(self, instance: Instance, made: Made) -> Inputs:
         entries: dict[str, Entry] = {}

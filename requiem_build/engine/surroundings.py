@@ -78,7 +78,7 @@ class Surroundings:
         if self._packaged is None:
             from .packaged import Packaged
 
-            self._packaged = Packaged(self._distribution(), self.workspace, self._program)
+            self._packaged = Packaged(self._distribution(), self._own_directories, self._program)
         return self._packaged
 
     @property
@@ -97,13 +97,17 @@ class Surroundings:
 
     # Roots
 
-    def root_path(self, root: Root) -> str:
-        """As requests spell it: absolute, or relative to the workspace's root."""
-        path = os.path.expanduser(root.path) if root.path.startswith("~") else root.path
+    def spelled(self, path: str) -> str:
+        """A root's path, or one of `path`, as requests spell it: absolute, or relative to the workspace's root."""
+        if path.startswith("~"):
+            path = os.path.expanduser(path)
         if path.startswith("/"):
             inside = os.path.relpath(path, self.workspace)
             return (path.rstrip("/") or "/") if inside.startswith("..") else inside
         return path.rstrip("/")
+
+    def root_path(self, root: Root) -> str:
+        return self.spelled(root.path)
 
     def host_path(self, root: Root) -> str:
         return os.path.join(self.workspace, self.root_path(root))
@@ -164,8 +168,12 @@ class Surroundings:
         """Host directories in the order in which the step's PATH searches."""
         path = instance.policy.path
         if path not in self._search:
-            self._search[path] = (*(os.path.join(self.workspace, each) for each in path), *BASE_PATH.split(":"))
+            self._search[path] = (*self._own_directories(instance), *BASE_PATH.split(":"))
         return self._search[path]
+
+    def _own_directories(self, instance: Instance) -> tuple[str, ...]:
+        """Those that stand before PATH, on the host."""
+        return tuple(os.path.join(self.workspace, self.spelled(each)) for each in instance.policy.path)
 
     def tools_of(
         self, instance: Instance, command: Sequence[str], roots: Collection[str] = (), named: Sequence[str] = ()
@@ -220,7 +228,7 @@ class Surroundings:
         env = dict(WORLD_ENVIRONMENT) if sandbox != "none" else {}
         prefix = WORKSPACE if sandbox == "strict" else self.workspace
         if instance.policy.path and sandbox != "none":
-            extra = [os.path.join(prefix, path) for path in instance.policy.path]
+            extra = [os.path.join(prefix, self.spelled(path)) for path in instance.policy.path]
             env["PATH"] = ":".join([*extra, BASE_PATH])
         for path in instance.env_file:
             env |= self._env_file(path, instance)

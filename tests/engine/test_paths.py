@@ -199,3 +199,36 @@ def test_what_a_step_writes_elsewhere_changes_nothing(project: Project, outside:
     project.build()
     assert untouched(outside) and project.read("src") == "s"
     assert not project.exists(".cas/x") and not (project.home / "x").exists()
+
+
+@pytest.mark.parametrize("keys", ["", 'system = "host"', 'sandbox = "process"'])
+@pytest.mark.parametrize("place", ["{home}/sdk", "{workspace}/sdk"])
+def test_a_directory_of_the_path_may_lie_in_the_home(project: Project, place: str, keys: str) -> None:
+    """Also where the workspace itself does: there a step sees it at its own place."""
+    home = project.home if "home" in place else project.base
+    sdk = Path(place.format(home=project.home, workspace=project.root))
+    (sdk / "bin").mkdir(parents=True)
+    (sdk / "bin/sdk-tool").write_text("#!/bin/sh\necho one\n")
+    (sdk / "bin/sdk-tool").chmod(0o755)
+    written = f"~/{sdk.relative_to(home)}"
+    project.manifest(f"""
+        [defaults]
+        roots = ["sdk"]
+        path = ["{written}/bin"]
+        {keys}
+        [roots.sdk]
+        path = "{written}"
+        [steps.named]
+        command = ["sdk-tool"]
+        tools = ["sdk-tool"]
+        [steps.by-shell]
+        command = "sdk-tool; echo $PATH"
+    """)
+    environment = {"HOME": str(home)}
+    project.build(env=environment)
+    assert project.run("log", "named").out == "one\n"
+    assert "~" not in project.run("log", "by-shell").out
+    request = json.loads(project.run("show", "request", "named", env=environment).out)
+    assert request["policy"]["path"] == ["sdk/bin" if home != project.home else f"{home}/sdk/bin"]
+    (sdk / "bin/sdk-tool").write_text("#!/bin/sh\necho two\n")
+    assert set(project.build(env=environment).states.values()) == {"ran"}
