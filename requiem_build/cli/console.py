@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from ..core.digest import EMPTY, Digest
 from ..core.errors import RequiemError
 from ..core.events import Event, PlanMade, RunFinished, StepFinished, StepStarted, Warned
-from ..core.policy import WORKSPACE
+from .places import users_own
 
 if TYPE_CHECKING:
     from ..engine.build import Running
@@ -35,6 +35,11 @@ def plain(text: str) -> str:
     """Text that cannot steer a terminal: control characters and half surrogates are shown, not sent."""
     found = set(_CONTROL.findall(text))  # A megabyte of them is not rare, and few are different.
     return text.translate({ord(each): f"\\x{ord(each):02x}" for each in found}) if found else text
+
+
+def words(content: bytes) -> str:
+    """What a step wrote, as text; show it by `plain`."""
+    return content.decode("utf-8", "backslashreplace").rstrip("\n")
 
 
 def wants_color(choice: str, stream: IO[str], environment: Mapping[str, str]) -> bool:
@@ -134,6 +139,8 @@ class Console:
         if step.state == "ran":
             words.append(self._paint(duration(step.duration_ms), "2"))
         detail = step.failure if step.state == "failed" else step.reason
+        if step.state == "failed":
+            detail = self._own(detail, step)
         if detail and (step.state in ("ran", "failed") or predicted or self._verbose or self._explain):
             words.append(self._paint(f"({plain(detail)})", "2"))
         self._say("  ".join(words))
@@ -151,22 +158,19 @@ class Console:
     def _captured(self, step: StepFinished) -> None:
         for digest in (step.stdout_digest, step.stderr_digest):
             if digest and digest != EMPTY:
-                self._say(self._text(digest))
+                self._say(self._text(digest, step))
 
-    def _text(self, digest: str) -> str:
+    def _text(self, digest: str, step: StepFinished) -> str:
         assert self._running is not None
         try:
             content = self._running.read(Digest(digest))
         except RequiemError as error:
             return f"(its output is lost: {error.what})"
-        return self.show(content)
+        return plain(self._own(words(content), step))
 
-    def show(self, content: bytes) -> str:
-        """A step's own words, with the sandbox's paths turned into the user's."""
-        text = content.decode("utf-8", "backslashreplace").rstrip("\n")
-        if self._running is not None:
-            text = text.replace(WORKSPACE + "/", self._running.root + "/")
-        return plain(text)
+    def _own(self, text: str, step: StepFinished) -> str:
+        running = self._running
+        return users_own(text, running.root) if running is not None and running.is_strict(step.name) else text
 
     def _paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
@@ -205,7 +209,11 @@ class Console:
 
     def _failure(self, step: StepFinished) -> None:
         write = write_err
-        write("\n" + self._paint("error", "31;1") + f': step "{plain(step.name)}" failed: {plain(step.failure)}\n')
+        write(
+            "\n"
+            + self._paint("error", "31;1")
+            + f': step "{plain(step.name)}" failed: {plain(self._own(step.failure, step))}\n'
+        )
         facts = []
         if step.name in self._shown:
             facts.append(("command", _folded(plain(self._shown[step.name]))))
@@ -217,7 +225,7 @@ class Console:
             write(f"  hint: {plain(hint)}\n")
         for name, digest in (("stdout", step.stdout_digest), ("stderr", step.stderr_digest)):
             if digest and digest != EMPTY:
-                write(self._paint(f"--- {name}", "2") + "\n" + self._text(digest) + "\n")
+                write(self._paint(f"--- {name}", "2") + "\n" + self._text(digest, step) + "\n")
 
 
 def _folded(text: str) -> str:

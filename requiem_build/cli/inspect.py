@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +16,15 @@ from ..core.digest import digest as digest_of
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..core.request import parse_request
 from ..core.result import make_trace
-from ..engine.history import finished_in, runs_of
+from ..engine.history import finished_in, request_of, runs_of
 from ..engine.options import Options
 from ..engine.site import find_site
 from ..store.layout import Store
 from ..store.records import Kept
 from .cas_store import open_view
-from .console import Console, plain, stdin_pieces, write_bytes, write_err, write_out
+from .console import plain, stdin_pieces, words, write_bytes, write_err, write_out
 from .globals import Globals
+from .places import users_own
 
 if TYPE_CHECKING:
     from ..store.seals import Seen
@@ -210,12 +211,22 @@ def log(context: click.Context, step: str) -> None:
         }
         write_out(json.dumps(answer, sort_keys=True, ensure_ascii=False) + "\n")
         return
-    console = Console(color=shared.color, quiet=True, verbose=False, explain=False, environment=shared.environment)
-    reason = event["failure"] or event["reason"] or "no reason was noted"
+    own = _turner(shared, store, event)
+    reason = own(event["failure"]) if event["failure"] else event["reason"] or "no reason was noted"
     write_err(f"{plain(step)}: {event['state']}, {plain(reason)}\n")
     for content in streams.values():
         if content:
-            write_out(console.show(content) + "\n")
+            write_out(plain(own(words(content))) + "\n")
+
+
+def _turner(shared: Globals, store: Store, event: dict[str, Any]) -> Callable[[str], str]:
+    """Turns the paths of a step's words into the user's, if it saw the workspace at another place."""
+    request = event.get("request") or request_of(store, event["request_digest"])
+    policy = request.get("policy") if isinstance(request, dict) else None
+    if isinstance(policy, dict) and policy.get("sandbox") != "strict":
+        return lambda text: text
+    root = find_site(Options(shared.start, shared.environment, manifest=shared.file)).root
+    return lambda text: users_own(text, root)
 
 
 def _stream(store: Store, event: dict[str, Any], name: str) -> bytes:

@@ -12,6 +12,7 @@ from ..core.errors import RequiemError
 from ..core.fields import replace
 from .console import plain, write_err, write_out
 from .globals import Globals
+from .places import users_own
 from .running import heeding_signals, make_options, parse_sets, run_build
 
 if TYPE_CHECKING:
@@ -40,13 +41,13 @@ def command(context: click.Context, step: str, profile: str | None, set_: tuple[
     from ..core.observation import SCHEMA
 
     shared: Globals = context.obj
-    _, found = observed_parts(shared, observing_options(shared, profile, set_), step, as_declared=declared)
+    scene, found = observed_parts(shared, observing_options(shared, profile, set_), step, as_declared=declared)
     if shared.json:
         answer = {"schema": SCHEMA, "steps": [seen.as_json() for seen, _ in found]}
         write_out(json.dumps(answer, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     else:
         for seen, told in found:
-            _show(seen, told, shared)
+            _show(seen, told, shared, scene.site.root)
     return 1 if any(seen.failure for seen, _ in found) else 0
 
 
@@ -85,17 +86,17 @@ def build_needed(options: Options, shared: Globals) -> None:
         raise error
 
 
-def _show(seen: Observation, told: Told, shared: Globals) -> None:
+def _show(seen: Observation, told: Told, shared: Globals, root: str) -> None:
     from ..core.observation import readable
 
     def name(path: str) -> str:
         return plain(readable(path).replace("\n", "\\n"))
 
-    ending = f"failed: {seen.failure}" if seen.failure else "succeeded"
+    ending = f"failed: {users_own(seen.failure, root)}" if seen.failure else "succeeded"
     times = f", in {seen.runs} runs" if seen.runs > 1 else ""
     write_err(f"{plain(seen.step)} {plain(ending)}{times}; nothing of it is remembered\n")
     if seen.failure and told.stderr:
-        tail = told.stderr.decode("utf-8", "replace").rstrip().splitlines()[-5:]
+        tail = users_own(told.stderr.decode("utf-8", "replace"), root).rstrip().splitlines()[-5:]
         write_err("".join(f"    {plain(line)}\n" for line in tail))
     most = None if shared.verbose else SHOWN_MAX
     _list(

@@ -69,6 +69,8 @@ class Running:
     planned: plans.Planned | None = None
     untouched: int = 0
     """Steps of the plan that are fresh and not told one by one."""
+    is_strict: Callable[[str], bool] = lambda name: True
+    """Whether a step saw the workspace at `/workspace`."""
 
 
 OnStart = Callable[[Running], None]
@@ -309,6 +311,7 @@ class _Run:
                     jobs=self.pace.jobs(),
                     planned=self.planned,
                     untouched=self.report.untouched,
+                    is_strict=self._is_strict,
                 )
             )
             self.performer = parts.performer(self.places, workspace, surroundings, layout, executor)
@@ -318,6 +321,10 @@ class _Run:
         if not options.dry_run:
             self._tidy(layout, stamps, question)
         return self._conclude(stamps, question, surroundings)
+
+    def _is_strict(self, name: str) -> bool:
+        level = self.options.sandbox or self.site.settings.sandbox
+        return (level or self.scope.instances[name].policy.sandbox) == "strict"
 
     def _tell_untouched(self) -> None:
         if self.part is not None:
