@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from ..core.digest import digest as digest_of
 from ..core.errors import EnvironmentFault, UnknownName, UsageError
 from ..core.request import parse_request
 from ..core.result import make_trace
-from ..engine.history import finished_in, request_of, runs_of
+from ..engine.history import find_kept, finished_in, kept_in, request_of, runs_of
 from ..engine.options import Options
 from ..engine.site import find_site
 from ..store.layout import Store
@@ -153,17 +154,18 @@ def _tell_signatures(shared: Globals, kept: Kept) -> None:
 
 def _find(shared: Globals, store: Store, what: str) -> Kept:
     if is_digest(what):
-        kept = store.records.find(Digest(what)) or store.records.find_result(Digest(what))
+        kept = find_kept(store, Digest(what))
         if kept is None:
             raise UnknownName(f"no record of {what} in the store", facts=[("store", str(store.root))])
         return kept
     event = _last_event(shared, store, what)
-    digest_text = event.get("request_digest")
-    kept = store.records.find(Digest(digest_text)) if digest_text else None
+    kept = kept_in(event) if event["state"] == "failed" else None  # Also where the request had succeeded before.
+    if kept is None and event["request_digest"]:
+        kept = store.records.find(Digest(event["request_digest"])) or kept_in(event)
     if kept is None:
         raise UnknownName(
             f'step "{what}" has no remembered result',
-            hint="a failed step's record is in its run's journal: requiem log",
+            hint=f"how it ended: requiem log {shlex.quote(what)}",
         )
     return kept
 

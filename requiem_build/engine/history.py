@@ -7,10 +7,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, TypeGuard
 
+from ..core import canonical
 from ..core.digest import Digest, is_digest
-from ..core.errors import RequiemError, UnknownName
+from ..core.errors import RequestError, RequiemError, UnknownName
 from ..core.fields import dataclass
+from ..core.request import parse_request
+from ..core.result import parse_record, parse_result
 from ..store.layout import Store
+from ..store.records import Kept
 from ..store.runs import Run
 
 LOOKED_AT_MAX = 2000
@@ -98,6 +102,34 @@ def _is_finished(event: Any) -> TypeGuard[dict[str, Any]]:
         and all(event.get(name) is None or is_digest(event[name]) for name in _DIGESTS)
         and all(event.get(name) is None or isinstance(event[name], str) for name in _TEXTS)
     )
+
+
+def kept_in(event: Mapping[str, Any]) -> Kept | None:
+    """What a journal's line holds of itself: of a failure, and of what is not remembered. None if it holds nothing."""
+    try:
+        request = parse_request(canonical.encode_plain(event["request"]))
+        result = parse_result(canonical.encode_plain(event["result"]))
+        record = parse_record(event["record"])
+    except (KeyError, RequestError, TypeError):
+        return None
+    named = (event.get("request_digest"), event.get("result_digest"))
+    if not named == (request.digest, result.digest) == (record.request_digest, record.result_digest):
+        return None
+    return Kept(record, request.encoded, result)
+
+
+def find_kept(store: Store, digest: Digest) -> Kept | None:
+    """By a request's or a result's digest; what no record holds, by the newest run that tells of it."""
+    kept = store.records.find(digest) or store.records.find_result(digest)
+    if kept is not None:
+        return kept
+    for run in runs_of(store, None):
+        for event in finished_in(store, run):
+            if digest in (event["request_digest"], event["result_digest"]):
+                kept = kept_in(event)
+                if kept is not None:
+                    return kept
+    return None
 
 
 def find_run(store: Store, text: str, workspace: str) -> Run:

@@ -191,6 +191,46 @@ def test_exact_bytes_leave_by_their_doors(hello: Project) -> None:
     hello.refuse("cas", "get", "0" * 64)
 
 
+def test_a_failed_steps_request_result_record_and_trace_are_shown(hello: Project) -> None:
+    hello.manifest(
+        HELLO + '[steps.bad]\ncommand = "echo no; exit 3"\n[steps.each]\ncommand = "true"\ncache = false\n'
+        '[steps.early]\ncommand = "cat x/y"\ninputs = ["x/y"]\n[steps.x]\ncommand = "mkdir x"\noutputs = ["x/"]\n'
+    )
+    report = hello.build("-k", expect=1)
+    for name in ("bad", "each"):
+        step = report.step(name)
+        for what in (name, step["request_digest"], step["result_digest"]):
+            hello.write("request.json", hello.run("show", "request", what).out)
+            hello.write("result.json", hello.run("show", "result", what).out)
+            assert hello.run("digest", "request", "request.json").out.strip() == step["request_digest"]
+            assert hello.run("digest", "result", "result.json").out.strip() == step["result_digest"]
+            record = json.loads(hello.run("show", "record", what).out)
+            assert record["result_digest"] == step["result_digest"]
+            hello.write("trace.json", hello.run("show", "trace", what).out)
+            digest = hello.run("digest", "object", "trace.json").out.strip()
+            assert digest == json.loads(hello.read("result.json"))["trace_digest"]
+        assert json.loads(hello.read("result.json"))["exit_code"] == (3 if name == "bad" else 0)
+    assert "requiem log early" in hello.refuse("show", "result", "early").err
+    hello.refuse("show", "result", "0" * 64)
+
+
+def test_show_follows_the_last_run_also_where_it_failed_after_a_success(project: Project) -> None:
+    project.manifest("""
+        [steps.flaky]
+        command = "exit $(cat state/code)"
+        roots = ["state"]
+        [roots.state]
+        path = "state"
+        key = ["key"]
+    """)
+    project.write("key", "1")
+    for code, expect in (("0", 0), ("5", 1)):
+        project.write("state/code", code)
+        step = project.build("--cache", "wo", expect=expect).step("flaky")
+        assert json.loads(project.run("show", "result", "flaky").out)["exit_code"] == int(code)
+        assert json.loads(project.run("show", "result", step["result_digest"]).out)["exit_code"] == int(code)
+
+
 def test_exec_runs_a_request_and_prints_its_result(hello: Project) -> None:
     step = hello.build().step("hello")
     hello.write("request.json", hello.run("show", "request", "hello").out)
