@@ -116,6 +116,9 @@ STEP: Mapping[str, Key] = {
     "output_size": Key(SIZE, "How large all outputs together may be."),
     "tmp": Key(SIZE, "How much fits into /tmp and HOME."),
     "cache": Key(BOOLEAN, "Whether results are remembered; `false` runs the step each time.", "true"),
+    "salt": Key(
+        TEXT, "A text that counts and does nothing else: a new one runs the step anew, once.", '""', templates=True
+    ),
     "retries": Key(count(0, 100), "How often a failed command is tried again.", "0"),
     "jobserver": Key(
         BOOLEAN, "Whether the build's free job slots are lent to the step: for make, cargo and others.", "false"

@@ -62,6 +62,7 @@ def make_instance(link: Link, order: Mapping[str, int]) -> Instance:
         jobserver=values.get("jobserver", False),
         pool=link.pool,
         lock=link.lock,
+        salt=one_line(draft, "salt", draft.names),
         require=values.get("require", ""),
         late=link.late,
     )

@@ -102,6 +102,7 @@ CHANGES: dict[str, tuple[Callable[[Project], object], str, list[str]]] = {
     "new variable": (edit_manifest('env.MODE = "fast"', 'env.MODE = "fast"\nenv.N = "1"'), 'new variable N: "1"', []),
     "policy": (edit_manifest('env.MODE = "fast"', 'env.MODE = "fast"\nmax_output_bytes = 10'), "max_output_bytes 1048576 -> 10", []),
     "root": (lambda p: p.write("sdk/other", "o\n"), "root sdk changed", []),
+    "salt": (edit_manifest('env.MODE = "fast"', 'env.MODE = "fast"\nsalt = "{{ level }}"'), "salt changed", []),
     "outputs": (edit_manifest('outputs = ["build/x.txt"]', 'outputs = ["build/x.txt", "build/x.d"]'), "declared outputs changed", []),
 }  # fmt: skip
 
@@ -122,6 +123,18 @@ def test_each_change_is_named_with_its_inside(built: Project, kind: str) -> None
     after = why(built, "x")
     assert after["state"] == "fresh" and after["last_run"]["reason"].startswith(reason)
     assert [d for each in after["last_run"]["changes"] for d in each["details"]] == details
+
+
+def test_a_salt_counts_also_in_a_remembered_plan(built: Project) -> None:
+    edit_manifest("[steps.x]", '[steps.x]\nsalt = "{{ level }}-a"')(built)
+    assert built.build(env=ENV).states == {"gen": "fresh", "x": "ran"}
+    os.unlink(built.root / "build/x.txt")
+    for _ in range(2):  # The first plan of these is remembered, and the second build asks nobody.
+        assert built.build(env=ENV).step("x")["state"] != "ran"
+    assert json.loads(built.run("show", "request", "x", env=ENV).out)["salt"] == "1-a"
+    edit_manifest('salt = "{{ level }}-a"\n', "")(built)
+    assert built.build(env=ENV).step("x")["state"] != "ran"
+    assert json.loads(built.run("show", "request", "x", env=ENV).out)["salt"] == ""
 
 
 def test_a_changed_tool_and_several_reasons(built: Project) -> None:

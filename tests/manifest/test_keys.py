@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DESIGN = """description tags extends foreach when command stdin cwd shell inputs discover depfile needs outputs lay_out
     tools roots path env pass_env secrets env_file sandbox system network clock random max_output_bytes
     timeout cpu_time memory processes open_files file_size output_size tmp
-    cache retries pool persistent ready lock require"""
+    cache retries pool persistent ready lock require salt"""
 
 
 def test_a_step_has_exactly_the_keys_of_the_design() -> None:
@@ -91,6 +91,7 @@ SAMPLES: dict[str, tuple[list[str], list[str]]] = {
     "sandbox": (['"none"'], ['"x"', "1"]),
     "retries": (["0", "100"], ["101", "-1", "1.5"]),
     "env_file": (['"x"', '["x"]'], ["1"]),
+    "salt": (['""', '"2"'], ["2", "[]"]),
 }
 
 
