@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.errors import UsageError
+from ..core.errors import SourceMissing, UsageError
 from ..core.instance import Instance, Plan
 from ..engine import plans
 from ..engine.options import Options
@@ -66,7 +66,13 @@ def command(
     )
     site = find_site(options)
     question = question_of(site, options)
-    planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+    try:
+        planned = plans.obtain(site.root, question, site.seal, site.settings.roots)
+    except SourceMissing:
+        if changed or since is not None:
+            raise
+        _show_sketch(shared, site, options, expression, tag)
+        return 0
     if planned.made_now and os.path.isdir(site.dot):  # The next question of this kind is answered at once.
         plans.keep(site.root, question, site.seal, planned)
     if changed or since is not None:
@@ -78,6 +84,19 @@ def command(
     else:
         _show_steps(shared, planned.plan)
     return 0
+
+
+def _show_sketch(
+    shared: Globals, site: Site, options: Options, expression: tuple[str, ...], tags: tuple[str, ...]
+) -> None:
+    """What steps there are can be told although some of what they read is not there yet."""
+    plan, missing = plans.sketch(site.root, question_of(site, options), site.settings.roots)
+    for what in dict.fromkeys(each.what for each in missing):
+        write_err(f"warning: {plain(what)}\n")
+    if expression:
+        _show_answer(shared, _ask(site, options, plan, expression, tags), plan)
+    else:
+        _show_steps(shared, plan)
 
 
 # Questions

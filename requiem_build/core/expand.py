@@ -14,7 +14,7 @@ from . import paths, patterns
 from .claims import output_path
 from .documents import Place, check_value
 from .drafts import Draft, Entry, entries, no_match, nothing_left, one_word, telling, workspace_pattern
-from .errors import RequiemError
+from .errors import RequiemError, SourceMissing
 from .fields import dataclass
 from .listing import Listing
 from .manifest import Manifest, Scope, Step
@@ -50,10 +50,20 @@ class _Element:
 
 
 class Expansion:
-    """All drafts of a manifest, in manifest order, and the workspace as they make it."""
+    """All drafts of a manifest, in manifest order, and the workspace as they make it.
 
-    def __init__(self, manifest: Manifest, listing: Listing, platform: Mapping[str, str]) -> None:
+    With `missing` the complaints about sources that are not there are collected in it.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        listing: Listing,
+        platform: Mapping[str, str],
+        missing: list[RequiemError] | None = None,
+    ) -> None:
         self.manifest = manifest
+        self._missing = missing
         self.view = View(listing, Outputs())
         self.of_step: dict[str, list[Draft]] = {}
         self._listing = listing
@@ -69,6 +79,12 @@ class Expansion:
     @property
     def outputs(self) -> Outputs:
         return self.view.outputs
+
+    def miss(self, complaint: RequiemError) -> None:
+        """Raises it, unless it is about a missing source and these are collected."""
+        if self._missing is None or not isinstance(complaint, SourceMissing):
+            raise complaint
+        self._missing.append(complaint)
 
     def variables(self, scope: Scope) -> dict[str, Any]:
         """The variables of one manifest file, filled in, with `platform` and `profile`."""
@@ -94,7 +110,7 @@ class Expansion:
         self._settle(moving)
         for name in self.manifest.steps:
             if name in self._failures:
-                raise self._failure(self.manifest.steps[name], self._failures[name])
+                self.miss(self._failure(self.manifest.steps[name], self._failures[name]))
 
     def _settle(self, moving: Sequence[tuple[Step, dict[str, list[_Element]]]]) -> None:
         """Expands steps whose values depend on outputs, until no step's values change any more."""

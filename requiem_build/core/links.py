@@ -164,7 +164,7 @@ class Linker:
             if listed and link.inputs.keys().isdisjoint(listed):
                 owner = "inputs" if name is None else f"inputs.{name}"
                 text, place = takers[listed[-1]]
-                raise nothing_left(text, f"{owner} of step {quoted(link.draft.name)}", place)
+                self._expansion.miss(nothing_left(text, f"{owner} of step {quoted(link.draft.name)}", place))
 
     def _input(self, link: Link, text: str, place: Place) -> Sequence[Input]:
         draft = link.draft
@@ -196,7 +196,7 @@ class Linker:
                     f"step {quoted(draft.name)} reads {quoted(text)}, inside the directory output {quoted(above)}",
                     hint=f'what is in it is not known before it is made: read the whole "{above}/"',
                 )
-            raise no_match(text, f"inputs of step {quoted(draft.name)}", place)
+            self._expansion.miss(no_match(text, f"inputs of step {quoted(draft.name)}", place))
         return items
 
     def _plain(self, draft: Draft, text: str, place: Place) -> Input:
@@ -231,12 +231,14 @@ class Linker:
         kind = self._view.kind(path)
         subject = f"step {quoted(draft.name)} reads {quoted(path)}"
         if kind is None:
-            raise place.error(
+            complaint = place.error(
                 f"{subject}, which does not exist and no step makes",
                 facts=[("step", draft.name)],
                 hint=self._nearest_path(path),
                 kind=SourceMissing,
             )
+            self._expansion.miss(complaint)
+            return
         if path.endswith("/") != (kind == "dir"):
             if kind == "dir":
                 raise place.error(f"{subject}, which is a directory", hint=f'write "{path}/" for the whole tree')

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from . import paths
 from .claims import check_outputs
 from .documents import nearest
-from .drafts import Draft, list_words, one_line
-from .errors import ManifestError, UnknownName
+from .drafts import Draft, list_words
+from .errors import ManifestError, RequiemError, UnknownName
 from .expand import Expansion
-from .fields import dataclass
 from .instance import Plan
 from .links import Linker
 from .listing import Listing
@@ -27,18 +26,6 @@ CYCLE_WORK_MAX = 3_000_000
 CYCLE_SHOWN_MAX = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """What `requiem list` shows of an instance."""
-
-    name: str
-    step: str
-    description: str
-    tags: tuple[str, ...]
-    outputs: tuple[str, ...]
-    is_group: bool
-
-
 def make_plan(
     manifest: Manifest,
     targets: Sequence[str],
@@ -47,12 +34,14 @@ def make_plan(
     tags: Sequence[str] = (),
     platform: Mapping[str, str],
     cwd: str = paths.ROOT,
+    missing: list[RequiemError] | None = None,
 ) -> Plan:
     """The plan of `targets`, else of [project].default, else of everything; of these what has one of `tags`.
 
+    With `missing` sources need not be there, and the complaints about those that are not are collected in it.
     Raises ManifestError (among them cycles), SourceMissing or UnknownName, all exit 2.
     """
-    expansion = Expansion(manifest, listing, platform)
+    expansion = Expansion(manifest, listing, platform, missing)
     warnings = check_outputs(expansion.drafts, expansion.outputs)
     wanted = _wanted(expansion, targets, tags, cwd)
     linker = Linker(expansion)
@@ -66,22 +55,6 @@ def make_plan(
         pools=dict(manifest.pools),
         declared=declared,
         warnings=tuple(warnings),
-    )
-
-
-def expand_all(manifest: Manifest, listing: Listing, *, platform: Mapping[str, str]) -> tuple[Listed, ...]:
-    """All instances of the manifest in its order. Inputs are not looked for, so missing sources do not matter."""
-    expansion = Expansion(manifest, listing, platform)
-    return tuple(
-        Listed(
-            name=draft.name,
-            step=draft.step.name,
-            description=one_line(draft, "description", draft.names),
-            tags=_tags(draft),
-            outputs=tuple(by_bytes(path for path, _ in draft.output_paths())),
-            is_group=draft.is_group,
-        )
-        for draft in expansion.drafts.values()
     )
 
 

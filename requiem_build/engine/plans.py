@@ -7,11 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..core.digest import object_digest
-from ..core.errors import UsageError
+from ..core.errors import RequiemError, UsageError
 from ..core.fields import dataclass, replace
 from ..core.instance import Input, Instance, Plan, Root
 from ..core.patterns import is_pattern, unescape
@@ -19,6 +19,9 @@ from ..core.policy import Limits, Policy
 from . import evidence, sealed
 from .journal import places_of
 from .workspace import DOT, Files, WorkspaceListing
+
+if TYPE_CHECKING:
+    from ..core.manifest import Manifest
 
 KEPT_MAX = 8
 NO_PLACE = marshal.dumps(None)
@@ -66,6 +69,32 @@ def obtain(root: str, question: Question, seal: bytes, user_roots: Mapping[str, 
     return remembered if remembered is not None else _make(root, question, user_roots)
 
 
+def sketch(root: str, question: Question, user_roots: Mapping[str, object]) -> tuple[Plan, list[RequiemError]]:
+    """A plan to be looked at, not built: sources may be missing. With the complaints about those that are."""
+    from ..core.plan import make_plan
+
+    manifest = _manifest(Files(root), question, user_roots)
+    missing: list[RequiemError] = []
+    plan = make_plan(
+        manifest,
+        question.targets,
+        WorkspaceListing(root),
+        tags=question.tags,
+        platform=dict(question.platform),
+        cwd=question.cwd,
+        missing=missing,
+    )
+    return plan, missing
+
+
+def _manifest(files: Files, question: Question, user_roots: Mapping[str, object]) -> Manifest:
+    from ..core.manifest import load_manifest
+
+    return load_manifest(
+        files.read, question.manifest, profile=question.profile, sets=dict(question.sets), user_roots=user_roots
+    )
+
+
 def _equal_questions(question: Question) -> tuple[Question, ...]:
     """Questions whose plan, if it holds every step of the manifest, is the same."""
     if question.tags or question.targets not in ((), EVERYTHING):
@@ -74,14 +103,11 @@ def _equal_questions(question: Question) -> tuple[Question, ...]:
 
 
 def _make(root: str, question: Question, user_roots: Mapping[str, object]) -> Planned:
-    from ..core.manifest import load_manifest
     from ..core.patterns import match_sources
     from ..core.plan import make_plan
 
     files, listing = Files(root), WorkspaceListing(root)
-    manifest = load_manifest(
-        files.read, question.manifest, profile=question.profile, sets=dict(question.sets), user_roots=user_roots
-    )
+    manifest = _manifest(files, question, user_roots)
     plan = make_plan(
         manifest, question.targets, listing, tags=question.tags, platform=dict(question.platform), cwd=question.cwd
     )

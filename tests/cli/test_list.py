@@ -291,6 +291,30 @@ def test_trees_of_sources_leave_out_what_tools_keep_in_them_and_roots_do_not(
     assert {name for name, state in project.build().states.items() if state == "ran"} == names
 
 
+def test_steps_can_be_listed_although_a_source_is_missing(built: Project) -> None:
+    before = built.run("list").out
+    os.unlink(built.root / "assets/logo.txt")
+    os.rmdir(built.root / "assets")
+    os.unlink(built.root / "docs.env")
+    built.refuse("build", "tool", "assets")
+    for arguments in ([], ["list"]):
+        ran = built.run(*arguments)
+        assert (ran.code, ran.out) == (0, before)
+        warnings = ran.err.splitlines()
+        assert len(warnings) == 2 and all(line.startswith("warning: step ") for line in warnings)
+        assert 'step "assets" reads "assets/", which does not exist' in ran.err
+    answer = json.loads(built.run("list", "--json").out)
+    jsonschema.validate(answer, json.loads((SOURCE / "schemas/list.schema.json").read_text()))
+    assert {"assets", "app", "tool"} <= {each["name"] for each in answer["steps"]}
+    assert built.run("list", "--tag", "slow").out == "tool\n"
+    assert built.run("list", "inputs(assets)").out == "assets/\n"
+    assert "does not exist" in built.refuse("list", "--changed", "src/a.c").err
+    built.write("docs.env", "X=1\n")
+    built.write("assets/logo.txt", "x\n")
+    ran = built.run("list")
+    assert (ran.out, ran.err) == (before, "")
+
+
 def test_words_for_people_and_errors(built: Project) -> None:
     ran = built.run("list", "--changed", "assets/logo.txt", "docs/a.md")
     assert ran.out == "runs  assets  (reads assets/)\nruns  docs  (reads docs/a.md)\n"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from manifest.fakes import PLATFORM, FakeListing, load, plan, refusal
 
-from requiem_build.core.errors import RequiemError, SourceMissing
-from requiem_build.core.plan import expand_all, make_plan
+from requiem_build.core.errors import ManifestError, RequiemError, SourceMissing
+from requiem_build.core.plan import make_plan
 
 
 def names(text: str, *paths: str, **options: str) -> list[str]:
@@ -236,24 +236,46 @@ def test_doubling_variables_do_not_fill_the_memory() -> None:
     assert "more than 100,000 items" in refusal(lists + '[steps.s]\ncommand = "x"\n').what
 
 
-def test_all_instances_are_listed_even_where_sources_are_missing() -> None:
+def test_a_plan_to_be_looked_at_needs_no_sources() -> None:
     text = """
         [steps.x]
         foreach.n = [2, 1]
         description = "Make {{ output }}"
         tags = ["t{{ n }}"]
-        inputs = ["missing"]
-        command = "x"
+        inputs = { one = "missing", more = ["src/*.c"] }
+        command = ["x", "{{ inputs.one.name }}", "{{ inputs.more }}"]
         outputs = ["o{{ n }}"]
+        [steps.none]
+        foreach.s = ["src/*.c"]
+        command = "x"
+        [steps.emptied]
+        inputs = ["here", "!here"]
+        command = "x"
         [steps.g]
-        needs = ["x"]
+        needs = ["x", "none"]
     """
-    listed = expand_all(load(text), FakeListing([]), platform=PLATFORM)
-    assert [(item.name, item.description, item.tags, item.outputs, item.is_group) for item in listed] == [
-        ("x:1", "Make o1", ("t1",), ("o1",), False),
-        ("x:2", "Make o2", ("t2",), ("o2",), False),
-        ("g", "", (), (), True),
+    missing: list[RequiemError] = []
+    made = make_plan(load(text), [], FakeListing(["here"]), platform=PLATFORM, missing=missing)
+    assert [(item.name, item.description, item.outputs, item.command) for item in made.instances.values()] == [
+        ("x:1", "Make o1", ("o1",), ("x", "missing")),
+        ("x:2", "Make o2", ("o2",), ("x", "missing")),
+        ("emptied", "", (), made.instances["emptied"].command),
+        ("g", "", (), ()),
     ]
+    assert {error.what for error in missing} == {
+        'foreach of step "none": nothing matches "src/*.c"',
+        'inputs of step "emptied": "!here" takes away all that there is',
+        *(f'step "x:{n}" reads "missing", which does not exist and no step makes' for n in (1, 2)),
+        *(f'inputs of step "x:{n}": nothing matches "src/*.c"' for n in (1, 2)),
+    }
+    with pytest.raises(SourceMissing):
+        make_plan(load(text), [], FakeListing(["here"]), platform=PLATFORM)
+
+
+def test_what_is_wrong_with_the_manifest_itself_is_refused_also_there() -> None:
+    text = '[steps.a]\ncommand = "x"\ninputs = ["gone", "@nobody"]\n'
+    with pytest.raises(ManifestError):
+        make_plan(load(text), [], FakeListing([]), platform=PLATFORM, missing=[])
 
 
 @settings(max_examples=60, deadline=None)
