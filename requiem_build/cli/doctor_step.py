@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from .console import plain, write_out
@@ -32,6 +33,10 @@ def answer(shared: Globals, step: str) -> int:
 def _show(seen: Seen) -> None:
     write_out(f'{plain(seen.step)}: system = "{seen.system}"\n')
     write_out(f"  digest     {seen.digest}\n")
+    if seen.divergences:
+        others = sum(len(each.results) for each in seen.divergences)
+        also = f"other results of the same request: {others}"
+        write_out(f"  diverged   {also} (requiem why {plain(shlex.quote(seen.step))})\n")
     if seen.view is None:
         write_out("  sees       all of /usr\n")
         return

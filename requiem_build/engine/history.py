@@ -74,13 +74,15 @@ def in_run(store: Store, run: Run, step: str) -> Happened | None:
     return None if event is None else Happened(run, event)
 
 
-def finished_in(store: Store, run: Run, names: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+def finished_in(
+    store: Store, run: Run, names: Collection[str] = (), digests: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The lines of a run's journal about steps that finished and were not skipped, the last first.
 
-    Of these names only, if there are any. A journal that is gone has none; nor does a line count that is not what
-    a journal holds: whoever can write the store can write one.
+    Of these names only, or of these requests and results, if there are any. A journal that is gone has none; nor does
+    a line count that is not what a journal holds: whoever can write the store can write one.
     """
-    needles = [json.dumps(name, ensure_ascii=False).encode("utf-8", "surrogateescape") for name in names]
+    needles = [json.dumps(each, ensure_ascii=False).encode("utf-8", "surrogateescape") for each in (*names, *digests)]
     lines: list[bytes] = []
     with suppress(RequiemError):
         lines = store.objects.get(run.journal).splitlines()
@@ -90,8 +92,12 @@ def finished_in(store: Store, run: Run, names: Collection[str] = ()) -> Iterator
         event = None
         with suppress(ValueError, RecursionError):
             event = json.loads(line)
-        if _is_finished(event) and event["state"] != "skipped" and (not names or event["name"] in names):
-            yield {**dict.fromkeys((*_DIGESTS, *_TEXTS)), **event}
+        if not _is_finished(event) or event["state"] == "skipped":
+            continue
+        told: dict[str, Any] = {**dict.fromkeys((*_DIGESTS, *_TEXTS)), **event}
+        of_these = not digests or told["request_digest"] in digests or told["result_digest"] in digests
+        if of_these and (not names or told["name"] in names):
+            yield told
 
 
 def _is_finished(event: Any) -> TypeGuard[dict[str, Any]]:
@@ -124,11 +130,10 @@ def find_kept(store: Store, digest: Digest) -> Kept | None:
     if kept is not None:
         return kept
     for run in runs_of(store, None):
-        for event in finished_in(store, run):
-            if digest in (event["request_digest"], event["result_digest"]):
-                kept = kept_in(event)
-                if kept is not None:
-                    return kept
+        for event in finished_in(store, run, digests=(digest,)):
+            kept = kept_in(event)
+            if kept is not None:
+                return kept
     return None
 
 

@@ -18,9 +18,10 @@ from ..sandbox.masks import Shown
 from ..sandbox.showing import show
 from ..sandbox.visible import View
 from .build import build
+from .divergences import Divergence, divergences_in, of_step
 from .named import first_line, is_source, named_programs
 from .options import Options
-from .site import Site, find_site, named
+from .site import Site, find_site, named, open_view
 from .stamps import Stamps
 from .surroundings import Surroundings, surroundings_of
 
@@ -36,12 +37,14 @@ class Seen:
     system: str
     view: View | None = None
     mechanism: str | None = None
+    divergences: tuple[Divergence, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         packages = self.view.packages if self.view is not None else ()
         return {
             "changed": list(self.view.changed) if self.view is not None else [],
             "digest": self.digest,
+            "divergences": [each.as_json() for each in self.divergences],
             "directories": len(self.view.directories) if self.view is not None else None,
             "files": len(self.view.files) + len(self.view.etc_files) if self.view is not None else None,
             "links": len(self.view.links) + len(self.view.etc_links) if self.view is not None else None,
@@ -63,7 +66,11 @@ def look(options: Options, name: str) -> list[Seen]:
     level = options.sandbox or site.settings.sandbox
     asked = _asked(options, instances)
     instances = [_with_tools(instance, asked.get(instance.name)) for instance in instances]
-    return list(_seen(site, surroundings, instances, level, planned.plan.roots))
+    diverged: list[Divergence] = []
+    with suppress(RequiemError):  # There may be no store yet.
+        diverged = divergences_in(open_view(site))
+    found = _seen(site, surroundings, instances, level, planned.plan.roots)
+    return [replace(each, divergences=of_step(diverged, each.step)) for each in found]
 
 
 def _asked(options: Options, instances: list[Instance]) -> dict[str, Request]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +54,48 @@ def test_doctor_says_what_its_schema_says(project: Project) -> None:
     ran = project.run("--json", "doctor")
     assert ran.code in (0, 4), ran.err
     jsonschema.validate(json.loads(ran.out), schema("doctor"))
+    assert json.loads(ran.out)["divergences"] is None  # There is no project.
     for wrong in ({"threshold": 0}, {"min_level": "high"}, {"keys": [{"id": "x"}]}, {"configuration": "relative"}):
         document = json.loads(ran.out)
         document["signing"] |= wrong
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(document, schema("doctor"))
+
+
+@pytest.mark.userns
+def test_doctor_tells_of_divergences_and_whose_they_are(project: Project) -> None:
+    project.manifest("""
+        [steps.odd]
+        command = "head -c 8 /dev/urandom > odd.bin"
+        outputs = ["odd.bin"]
+        [steps.even]
+        command = "echo x > even.txt"
+        outputs = ["even.txt"]
+    """)
+    assert "divergences" not in project.run("doctor").out  # There is no store yet.
+    assert json.loads(project.run("doctor", "even", "--json").out)["steps"][0]["divergences"] == []
+    project.build()
+    assert json.loads(project.run("doctor", "--json").out)["divergences"] == []
+    assert re.search(r"divergences +none in the store", project.run("doctor").out)
+    later = [project.build("--cache", "wo").step("odd") for _ in range(2)]
+
+    document = json.loads(project.run("doctor", "--json").out)
+    jsonschema.validate(document, schema("doctor"))
+    (told,) = document["divergences"]
+    results = sorted(step["result_digest"] for step in later)
+    assert told == {"request_digest": later[0]["request_digest"], "results": results, "steps": ["odd"]}
+    assert re.search(
+        r"divergences +2 in the store: 1 request gave .*, of odd \(requiem why odd\)", project.run("doctor").out
+    )
+
+    seen = {name: project.run("doctor", name, "--json") for name in ("odd", "even")}
+    for name, diverged in (("odd", [told]), ("even", [])):
+        document = json.loads(seen[name].out)
+        jsonschema.validate(document, schema("view"))
+        assert document["steps"][0]["divergences"] == diverged
+    assert "other results of the same request: 2 (requiem why odd)" in project.run("doctor", "odd").out
+    assert "diverged" not in project.run("doctor", "even").out
+
+    shutil.rmtree(project.root / ".cas/runs")  # Nothing says any more whose it was.
+    (told,) = json.loads(project.run("doctor", "--json").out)["divergences"]
+    assert told["results"] == results and told["steps"] == []
