@@ -165,7 +165,7 @@ class _Explanation:
         executor = LocalExecutor(blobs, lambda _: _no_sandbox(), workspace=self.site.root)
         job = executor.job(request, offered, instance.limits)
         if request.policy.sandbox == "none":
-            return explain_none()
+            return explain_none(job)
         if request.policy.sandbox == "process":
             cgroup = self.site.settings.cgroup is not None
             return explain_process(job, staged_at(self.site, request), cgroup=cgroup)

@@ -334,7 +334,7 @@ def boot_sandbox(
     from ..sandbox.posix import NoSandbox, ProcessSandbox
 
     if level == "none":
-        return NoSandbox(workspace=site.root)
+        return NoSandbox(workspace=site.root, path=request.policy.path)
     # The path is part of what the step sees: the same for the same request, and no other step's.
     return ProcessSandbox(staged_at(site, request), _cgroups(site))
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..core.errors import EnvironmentFault
+from .starting import TAKEN
 from .wire import Channel
 
 _START = """
@@ -34,21 +35,24 @@ _FILES_ENOUGH = 64
 class Attendant:
     """Raises EOFError when the worker ends before it has answered `setup`; `greeting` is that answer.
 
-    `before` are words that go before the worker's own command: a program that executes what follows it.
+    `before` are words that go before the worker's own command: a program that executes what follows it. `here`: it has
+    our terminal, streams and process group, and must let the terminal's signals pass.
     """
 
-    def __init__(self, module: str, setup: Mapping[str, Any], before: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, module: str, setup: Mapping[str, Any], before: tuple[str, ...] = (), *, here: bool = False
+    ) -> None:
         self._sending = threading.Lock()
         self._ending = threading.Lock()
         self._number = 0
         self._running = False
         self.greeting: tuple[Any, ...] = ()
-        begun = None if before else AHEAD.take(module)
+        begun = None if before or here else AHEAD.take(module)
         if begun is not None:
             with contextlib.suppress(EOFError):  # It was killed while it waited.
-                self._greet(*begun, setup)
+                self._greet(*begun, {**setup, "here": False})
         if not self.greeting:
-            self._greet(*_start(module, before), setup)
+            self._greet(*_start(module, before, here=here), {**setup, "here": here})
 
     def _greet(self, pid: int, channel: Channel, setup: Mapping[str, Any]) -> None:
         self._pid, self._channel = pid, channel
@@ -154,10 +158,10 @@ AHEAD = Ahead()
 """Of this process, as its children are."""
 
 
-def _start(module: str, before: tuple[str, ...]) -> tuple[int, Channel]:
+def _start(module: str, before: tuple[str, ...], *, here: bool = False) -> tuple[int, Channel]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        pid = _spawn(module, theirs.fileno(), before)
+        pid = _spawn(module, theirs.fileno(), before, here=here)
     except BaseException:
         ours.close()
         raise
@@ -185,15 +189,18 @@ def fault_of(answer: tuple[Any, ...]) -> EnvironmentFault:
     )
 
 
-def _spawn(module: str, end: int, before: tuple[str, ...]) -> int:
+def _spawn(module: str, end: int, before: tuple[str, ...], *, here: bool) -> int:
     code = _START.format(folder=os.path.dirname(os.path.abspath(__file__)), module=module)
+    arguments = [*before, sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
+    channel = (os.POSIX_SPAWN_DUP2, end, 3)
+    if here:  # Until it can ignore what the terminal sends, that waits.
+        return os.posix_spawn(arguments[0], arguments, {}, file_actions=[channel], setsigmask=TAKEN)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
         (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
-        (os.POSIX_SPAWN_DUP2, end, 3),
+        channel,
     ]
-    arguments = [*before, sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
     # A session of its own: Ctrl-C in the terminal is for the engine, which then decides.
     try:
         return os.posix_spawn(arguments[0], arguments, {}, file_actions=actions, setsid=True)

@@ -12,7 +12,7 @@ from ..core.policy import WORKSPACE, Limits, line_of
 from . import syscalls
 from .base import Job
 from .cgroups import limits_left, wants_group
-from .layout import plan_ceilings_without_mounts, plan_rlimits_without_namespaces
+from .layout import plan_ceilings, plan_ceilings_without_mounts, plan_rlimits_without_namespaces
 from .means import FRESH, LAYERED, REUSED, Terms, choose_means, plan_step, plan_worker
 from .promises import NOT_ON_POSIX
 from .seccomp import ARGUMENTS_REFUSED, refused_calls
@@ -110,12 +110,16 @@ def explain_process(job: Job, scratch: str, *, cgroup: bool) -> Explained:
     return Explained("process", "a directory of its own on the host", {}, {}, _sorted(told))
 
 
-def explain_none() -> Explained:
+def explain_none(job: Job) -> Explained:
+    held = {"rlimits": plan_rlimits_without_namespaces(job.limits), "ceilings": plan_ceilings(job.limits)}
+    here = replace(job, limits=replace(job.limits, tmp_bytes=None))
+    limits = _tell_limits(here, held, grouped=False, tmp="your own: a step with a limit of it is refused")
     told: list[Told] = [
         ("view", "runs in", "the workspace itself, with your environment and terminal"),
         ("network", "host", "the host's own network"),
         ("privileges", "yours", "nothing is walled off, nothing is remembered"),
-        ("limits", "only", "timeout"),
+        *(line for line in limits if line[1] != "stdout, stderr"),
+        ("limits", "stdout, stderr", "yours: nothing is kept"),
     ]
     return Explained("none", "no sandbox", {}, {}, _sorted(told))
 

@@ -1,7 +1,8 @@
-"""The process that minds the steps of level `process`: starts one at a time and ends all that it started.
+"""The process that minds the steps of the levels `process` and `none`: starts one at a time, ends all that it started.
 
-It walls nothing in. On Linux it is a child subreaper, so a daemon that flees its parents becomes its child and
-is found; elsewhere it ends the step's process group. When the engine goes away, so does everything here.
+It walls nothing in. At `none` (`here`) it shares the user's terminal and process group with the step. On Linux it is a
+child subreaper, so a daemon that flees its parents becomes its child and is found; elsewhere it ends the step's process
+group, or at `none` the command alone. When the engine goes away, so does everything here.
 
 Standard library only; `attendant.py` starts it with a bare interpreter.
 """
@@ -19,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .processes import Stream, Tree, Watch
-from .starting import Refusal, cause, find_program, start_command
+from .starting import TAKEN, Refusal, cause, find_program, start_command
 from .wire import Channel
 
 _CHANNEL = 3
@@ -27,7 +28,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Descendants(Tree):
-    """Everything that the step started, without a pid namespace to draw the line."""
+    """Everything that the step started, without a pid namespace to draw the line.
+
+    `here`: its command is in our own session and group, and may be given up with what this user may not end (`sudo`).
+    """
+
+    def __init__(self, leader: int, *, here: bool) -> None:
+        super().__init__(leader)
+        self._here = here
 
     def pids(self) -> Iterator[int]:
         return (pid for pid, _ in _descendants(os.getpid())) if sys.platform == "linux" else iter(())
@@ -40,7 +48,7 @@ class Descendants(Tree):
         for pid, _ in found:
             _send(pid, number)
         if not found:
-            _send(-self.leader, number)
+            _send(self.leader if self._here else -self.leader, number)
 
     def end(self) -> None:
         while self.status is None:
@@ -49,7 +57,7 @@ class Descendants(Tree):
         while True:
             self.signal(signal.SIGKILL)
             self.reap_dead()
-            if not self.has_children():
+            if not self.has_children() or (self._here and not any(map(_may_end, self.pids()))):
                 return
             time.sleep(0.002)
 
@@ -59,6 +67,16 @@ class Descendants(Tree):
         except ChildProcessError:
             return False
         return True
+
+
+def _may_end(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True  # It has ended: look again.
+    except PermissionError:
+        return False
+    return True
 
 
 def _send(pid: int, number: int) -> None:
@@ -105,23 +123,25 @@ def _run(channel: Channel, job: dict[str, Any]) -> None:
 def _reply(channel: Channel, job: dict[str, Any], left: contextlib.ExitStack) -> dict[str, Any]:
     """`left` closes what was opened for it."""
     out, err = (_open_stream(job["max_output_bytes"], left) for _ in range(2))
-    stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
-    left.callback(os.close, stdin)
+    stdin, here = 0, job["here"]
+    if job["stdin"] is not None:
+        stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
+        left.callback(os.close, stdin)
     left.callback(os.chdir, "/")
     os.chdir(job["cwd"])
     try:
         program = find_program(job["command"][0], job["env"].get("PATH"))
-        leader = start_command(program, job, stdin, out.writer, err.writer)
+        leader = start_command(program, job, stdin, 1 if here else out.writer, 2 if here else err.writer)
     except Refusal as refusal:
         return {"refused": str(refusal)}
-    tree = Descendants(leader)
+    tree = Descendants(leader, here=here)
     try:
         for stream in (out, err):
             stream.close_writer()
         watch = Watch(channel, job["number"], tree, (out, err), job["ceilings"], job["places"])
         return {**watch.follow(job["timeout_ms"]), "tmp_full": False}
     except BaseException:  # Mostly the engine is gone. Nobody waits for the answer, but the step must not live on.
-        _send(-leader, signal.SIGKILL)  # Without a look at anything: that may be what we cannot do.
+        _send(leader if here else -leader, signal.SIGKILL)  # Without a look at anything: that may be what we cannot do.
         tree.signal(signal.SIGKILL)
         tree.end()
         raise
@@ -136,14 +156,17 @@ def _open_stream(most: int, left: contextlib.ExitStack) -> Stream:
 def main() -> None:
     os.closerange(_CHANNEL + 1, 1 << 16)
     os.set_inheritable(_CHANNEL, False)
-    os.umask(0o022)
-    with contextlib.suppress(PermissionError):  # It has one already where it could be started in one.
-        os.setsid()
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
         signal.signal(number, signal.SIG_DFL)  # What is ignored here would be ignored in every step.
     channel = Channel(socket.socket(fileno=_CHANNEL))
     try:
-        channel.receive()
+        here = channel.receive()[0]["here"]
+        if here:
+            _stay_with_the_terminal()
+        else:
+            os.umask(0o022)
+            with contextlib.suppress(PermissionError):  # It has one already where it could be started in one.
+                os.setsid()
         channel.send(("ready", {"subreaper": _become_reaper()}))
         lent = -1
         while True:
@@ -151,7 +174,7 @@ def main() -> None:
             if kind == "lend":
                 lent = descriptor
             elif kind == "run":
-                _run(channel, {**rest[0], "cgroup": descriptor, "slots": lent})
+                _run(channel, {**rest[0], "cgroup": descriptor, "slots": lent, "here": here})
                 for given in (descriptor, lent):
                     if given >= 0:
                         os.close(given)
@@ -160,3 +183,10 @@ def main() -> None:
         os._exit(0)  # The engine is gone, or has let us go.
     finally:
         os._exit(1)
+
+
+def _stay_with_the_terminal() -> None:
+    """What it sends is for the step and the engine, which then decides. It may have waited for us already."""
+    for number in TAKEN:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -10,22 +10,23 @@ import contextlib
 import os
 import shutil
 import stat
-import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping
-from typing import IO
+from collections.abc import Iterator, Mapping, Sequence
 
-from ..core.errors import EnvironmentFault
-from ..core.policy import HOME, INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
+from ..core.errors import EnvironmentFault, SandboxUnavailable
+from ..core.policy import BASE_PATH, HOME, INPUT_MTIME_S, Limits
 from .attendant import Attendant, fault_of
 from .base import Finished, Job, Staged
 from .cgroups import Cgroups, grouped, limits_held
 from .descent import remove
 from .ending import name_ending
-from .layout import plan_ceilings_without_mounts, plan_directories, plan_rlimits_without_namespaces
+from .layout import (
+    plan_ceilings,
+    plan_ceilings_without_mounts,
+    plan_directories,
+    plan_rlimits_without_namespaces,
+)
 from .perturbation import placed
-from .processes import GRACE_S
 from .promises import NOT_ON_POSIX
 
 _INPUT_MTIME = (INPUT_MTIME_S * 1_000_000_000, INPUT_MTIME_S * 1_000_000_000)
@@ -157,9 +158,9 @@ class ProcessSandbox:
         return stamps
 
 
-def _start_minder() -> Attendant:
+def _start_minder(*, here: bool = False) -> Attendant:
     try:
-        return Attendant("minder", {})
+        return Attendant("minder", {}, here=here)
     except (EOFError, OSError) as error:
         raise EnvironmentFault(
             "the process that minds the steps cannot be started", facts=[("cause", str(error))]
@@ -224,100 +225,79 @@ def _remove(top: str) -> None:
 
 
 class NoSandbox:
-    """Runs the command where you are: the real workspace, your environment and terminal. Nothing is captured."""
+    """Runs the command where you are: the real workspace, your environment and terminal. Nothing is captured.
+
+    `path` are directories that go before your PATH, unless the step has one of its own.
+    """
 
     level = "none"
     protection: Mapping[str, object] = {"level": "none"}
 
-    def __init__(self, workspace: str) -> None:
+    def __init__(self, workspace: str, path: Sequence[str] = ()) -> None:
         self.workspace = os.path.abspath(workspace)
-        self._turn = threading.Lock()
-        self._running: subprocess.Popen[bytes] | None = None
-        self._cancelled = False
+        self._path = path
+        self._attendant: Attendant | None = None
 
     def run(self, job: Job) -> Finished:
+        if job.limits.tmp_bytes is not None:
+            raise SandboxUnavailable(
+                f"{job.limits.line('tmp')} cannot be had at the level none",
+                facts=[("level", self.level), ("cause", "the step writes to your own /tmp, and so do others")],
+                hint='say sandbox = "process" or "strict", or take tmp out of the step',
+            )
         for path in job.directories:
             os.makedirs(f"{self.workspace}/{path}", exist_ok=True)
         workspace = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return self._run(job, workspace)
+            if self._attendant is None or self._attendant.ended:
+                self._attendant = _start_minder(here=True)
+            with _stdin_path(job.stdin) as stdin:
+                answer, _ = self._attendant.run(self._message(job, stdin))
+            if answer[0] == "fault":
+                raise fault_of(answer)
+            finished = name_ending(answer[1], job.limits, workspace)
         except BaseException:
             os.close(workspace)
             raise
+        finished.protection = self.protection
+        return finished
 
-    def _run(self, job: Job, workspace: int) -> Finished:
-        added = {name: value for name, value in job.env.items() if WORLD_ENVIRONMENT.get(name) != value}
-        self._cancelled = False
-        with _open_stdin(job.stdin) as stdin:
-            try:
-                process = subprocess.Popen(
-                    list(job.command), stdin=stdin, cwd=f"{self.workspace}/{job.cwd}", env={**os.environ, **added}
-                )
-            except (OSError, ValueError) as error:
-                why = f'"{job.command[0]}" cannot be started: {getattr(error, "strerror", None) or error}'
-                return Finished(127, "not_found", workspace, reason=why, protection=self.protection)
-        with self._turn:
-            self._running = process
-        try:
-            timed_out = self._wait(process, job.limits)
-        finally:
-            with self._turn:
-                self._running = None
-        code = 128 - process.returncode if process.returncode < 0 else process.returncode
-        number = -process.returncode if process.returncode < 0 else None
-        termination = "timeout" if timed_out else "exited" if number is None else "signaled"
-        return Finished(
-            code,
-            termination,
-            workspace,
-            signal=number,
-            cancelled=self._cancelled,
-            protection=self.protection,
-        )
+    def _message(self, job: Job, stdin: str | None) -> dict[str, object]:
+        return {
+            "command": list(job.command),
+            "env": self._environment(job.env),
+            "cwd": os.path.normpath(f"{self.workspace}/{job.cwd}"),
+            "stdin": stdin,
+            "rlimits": plan_rlimits_without_namespaces(job.limits),
+            "ceilings": plan_ceilings(job.limits),
+            "places": [],
+            "timeout_ms": job.limits.timeout_ms,
+            "max_output_bytes": 0,
+        }
 
-    def _wait(self, process: subprocess.Popen[bytes], limits: Limits) -> bool:
-        """Whether the time was up."""
-        try:
-            process.wait(None if limits.timeout_ms is None else limits.timeout_ms / 1000)
-        except subprocess.TimeoutExpired:
-            _terminate(process)
-            return True
-        except BaseException:
-            _terminate(process)
-            raise
-        return False
+    def _environment(self, env: Mapping[str, str]) -> dict[str, str]:
+        """Yours, and above it what the step was given: its request has no other variables."""
+        here = {**os.environ, **env}
+        if self._path and "PATH" not in env:
+            first = [os.path.join(self.workspace, path) for path in self._path]
+            here["PATH"] = ":".join([*first, os.environ.get("PATH", BASE_PATH)])
+        return here
 
     def cancel(self, *, kill: bool) -> None:
-        with self._turn:
-            process = self._running
-            self._cancelled = process is not None
-        if process is not None and kill:
-            process.kill()
-        elif process is not None:
-            _terminate(process)
+        if self._attendant is not None:
+            self._attendant.cancel(kill=kill)
 
     def close(self) -> None:
-        self.cancel(kill=True)
-
-
-def _terminate(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(GRACE_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        if self._attendant is not None:
+            self._attendant.end()
 
 
 @contextlib.contextmanager
-def _open_stdin(stdin: bytes | str | None) -> Iterator[IO[bytes] | None]:
-    if stdin is None:
-        yield None
-    elif isinstance(stdin, str):
-        with open(stdin, "rb") as file:
-            yield file
-    else:
-        with tempfile.TemporaryFile() as file:
-            file.write(stdin)
-            file.seek(0)
-            yield file
+def _stdin_path(stdin: bytes | str | None) -> Iterator[str | None]:
+    if not isinstance(stdin, bytes):
+        yield stdin
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(stdin)
+        file.flush()
+        yield file.name

@@ -25,6 +25,9 @@ _ABSENT = "was not found"
 
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
+TAKEN = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""What a terminal sends to all in its foreground: who minds a step there lets it pass, and the step must not."""
+
 SLOTS = 3
 """The descriptor by which a step finds the job slots that it is lent: JOBSERVER_DESCRIPTOR, as its MAKEFLAGS say."""
 
@@ -74,7 +77,7 @@ def _why_unusable(path: str) -> str | None:
 
 
 def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
-    """The pid of the command, a session of its own. Raises Refusal if the program cannot be executed."""
+    """The pid of the command, a session of its own but for `here`. Raises Refusal if the program cannot be executed."""
     try:
         if job["rlimits"] or job["cgroup"] >= 0:
             return _fork_and_execute(program, job, stdin, out, err)
@@ -90,7 +93,7 @@ def start_command(program: str, job: dict[str, Any], stdin: int, out: int, err: 
                 job["command"],
                 job["env"],
                 file_actions=actions,
-                setsid=True,
+                setsid=not job.get("here"),
                 setsigmask=(),
                 setsigdef=_SIGNALS,  # Those not named are asked for, one by one.
             )
@@ -139,6 +142,13 @@ def join_cgroup(cgroup: int, report: int) -> None:
             os._exit(127)
 
 
+def _begin_anew(*, here: bool) -> None:
+    if not here:
+        os.setsid()
+    for number in (signal.SIGPIPE, *TAKEN):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, err: int) -> int:
     """posix_spawn(3) has no place for resource limits, and a limit set afterwards comes too late."""
     result, report = os.pipe()  # Closed on execution: then there is nothing to read.
@@ -146,8 +156,7 @@ def _fork_and_execute(program: str, job: dict[str, Any], stdin: int, out: int, e
     if pid == 0:
         try:
             join_cgroup(job["cgroup"], report)
-            os.setsid()
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            _begin_anew(here=job.get("here", False))
             if job.get("terminal"):
                 stdin = out = err = os.open(job["terminal"], os.O_RDWR)
             for number, descriptor in enumerate((stdin, out, err)):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from requiem_build.core.errors import EnvironmentFault
-from requiem_build.core.policy import INPUT_MTIME_S, WORLD_ENVIRONMENT, Limits
+from requiem_build.core.errors import EnvironmentFault, SandboxUnavailable
+from requiem_build.core.policy import INPUT_MTIME_S, Limits
 from requiem_build.sandbox.attendant import Attendant
 from requiem_build.sandbox.base import Job, Mount, Staged
 from requiem_build.sandbox.posix import NoSandbox, ProcessSandbox
@@ -216,12 +216,28 @@ def test_process_says_what_it_does_not_promise(box):
     assert "network is closed" in box.protection["not_promised"]
 
 
-def test_none_runs_in_the_real_workspace_with_the_users_environment(tmp_path, monkeypatch, capfd):
+@pytest.fixture
+def here(tmp_path):
+    sandbox = NoSandbox(str(tmp_path), ["tools"])
+    yield sandbox
+    sandbox.close()
+
+
+def run_here(sandbox: NoSandbox, *command: str, env: dict[str, str] | None = None, **limits: int):
+    finished = sandbox.run(Job(command, env or {}, limits=Limits(**limits)))
+    finished.close()
+    return finished
+
+
+def is_running(marker: str) -> bool:
+    return subprocess.run(["pgrep", "-f", f"^sleep {marker}"], capture_output=True).stdout != b""
+
+
+def test_none_runs_in_the_real_workspace_with_the_users_environment(here, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MINE", "yes")
-    sandbox = NoSandbox(str(tmp_path))
-    env = {**WORLD_ENVIRONMENT, "ADDED": "by the step"}
+    env = {"ADDED": "by the step"}
     command = ["sh", "-c", 'echo "$MINE $ADDED $HOME"; pwd; cat > out/file; exit 4']
-    finished = sandbox.run(Job(command, env, stdin=b"in", directories=["out"]))
+    finished = here.run(Job(command, env, stdin=b"in", directories=["out"]))
     finished.close()
     assert capfd.readouterr().out == f"yes by the step {os.environ['HOME']}\n{tmp_path}\n"
     assert (finished.exit_code, finished.termination, finished.stdout) == (4, "exited", b"")
@@ -239,3 +255,67 @@ def test_none_names_signals_missing_programs_and_time_limits(tmp_path):
         finished.close()
         assert finished.termination == termination
     sandbox.close()
+
+
+def test_none_ends_whatever_the_step_started_after_success_and_when_time_is_up(here):
+    marker = f"76542.{os.getpid()}"
+    flee = f"(setsid sh -c 'setsid sleep {marker} &' &); sleep {marker} & sleep 0.2"
+    finished = run_here(here, "sh", "-c", flee)
+    assert finished.termination == "exited" and finished.leftovers >= 2 and not is_running(marker)
+    finished = run_here(here, "sh", "-c", f"{flee}; sleep 60", timeout_ms=400)
+    assert finished.termination == "timeout" and not is_running(marker)
+
+
+def test_none_asks_all_of_a_step_to_end_before_it_kills(here, tmp_path):
+    script = "(trap 'echo asked > inner; exit' TERM; sleep 60 & wait) & trap 'echo asked > outer; exit' TERM; wait"
+    timer = threading.Timer(0.4, here.cancel, kwargs={"kill": False})
+    timer.start()
+    assert run_here(here, "sh", "-c", script).cancelled
+    timer.join()
+    assert (tmp_path / "inner").exists() and (tmp_path / "outer").exists()
+
+
+NOT_OURS = """
+import os, signal, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+from requiem_build.sandbox import minder
+leader, other = (subprocess.Popen(["sleep", seconds]).pid for seconds in ("0", "60"))
+kill = os.kill
+def refuse(pid, number):
+    if pid == other:
+        raise PermissionError
+    kill(pid, number)
+os.kill = refuse
+minder.Descendants(leader, here=True).end()
+kill(other, signal.SIGKILL)
+print("ended")
+"""
+
+
+def test_none_gives_up_what_this_user_may_not_end():
+    """As it is with what `sudo` started: a build must not wait for it for ever."""
+    ran = subprocess.run([sys.executable, "-c", NOT_OURS, str(ROOT)], capture_output=True, text=True, timeout=30)
+    assert (ran.returncode, ran.stdout) == (0, "ended\n"), ran.stderr
+
+
+def test_none_sets_each_variable_of_the_step_and_its_path_before_yours(here, tmp_path, monkeypatch, capfd):
+    for name, value in (("TZ", "Europe/Berlin"), ("PYTHONHASHSEED", "77"), ("LANG", "de_DE.UTF-8")):
+        monkeypatch.setenv(name, value)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/say").write_text('#!/bin/sh\necho "$TZ $PYTHONHASHSEED $LANG"\n')
+    (tmp_path / "tools/say").chmod(0o755)
+    assert run_here(here, "say", env={"TZ": "UTC", "PYTHONHASHSEED": "0"}).exit_code == 0
+    assert capfd.readouterr().out == "UTC 0 de_DE.UTF-8\n"
+    assert run_here(here, "say", env={"PATH": "/usr/bin:/bin"}).termination == "not_found"
+
+
+def test_none_holds_limits_and_refuses_the_one_that_it_cannot_hold(here, tmp_path, capfd):
+    assert run_here(here, "sh", "-c", "ulimit -n; ulimit -v", open_files=50, memory_bytes=1 << 30).exit_code == 0
+    assert capfd.readouterr().out == f"50\n{1 << 20}\n"
+    many = "for i in 1 2 3 4 5 6; do sleep 60 & done; wait"
+    assert run_here(here, "sh", "-c", many, processes=3).termination == "processes"
+    big = run_here(here, "sh", "-c", "exec head -c 100000 /dev/zero > big", file_size_bytes=4096)
+    assert big.termination == "file_size"
+    with pytest.raises(SandboxUnavailable, match="cannot be had at the level none") as raised:
+        run_here(here, "touch", "never", tmp_bytes=1 << 20)
+    assert raised.value.exit_code == 4 and raised.value.hint and not (tmp_path / "never").exists()
