@@ -9,19 +9,21 @@ Standard library only; `attendant.py` starts it with a bare interpreter.
 
 from __future__ import annotations
 
-import contextlib
+import _signal as signal
+import _socket as socket
 import ctypes
 import os
-import signal
-import socket
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
 
 from .processes import Stream, Tree, Watch
 from .starting import TAKEN, Refusal, cause, find_program, start_command
 from .wire import Channel
+
+TYPE_CHECKING = False  # The module of that name costs a minder several milliseconds at its start.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 _CHANNEL = 3
 _PR_SET_CHILD_SUBREAPER = 36
@@ -44,7 +46,8 @@ class Descendants(Tree):
         found = list(_descendants(os.getpid())) if sys.platform == "linux" else []
         if number == signal.SIGKILL:  # A group ends at once, while it forks: faster than we could look.
             for group in {group for _, group in found} - {os.getpgrp(), 0}:
-                _send(-group, number)
+                if not self._here or any(pid == group for pid, _ in found):  # Else it may be one of the user's own.
+                    _send(-group, number)
         for pid, _ in found:
             _send(pid, number)
         if not found:
@@ -80,12 +83,14 @@ def _may_end(pid: int) -> bool:
 
 
 def _send(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # A set-uid program is beyond this level.
+    try:
         os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):  # A set-uid program is beyond this level.
+        return
 
 
 def _descendants(top: int) -> Iterator[tuple[int, int]]:
-    """Each with its process group: groups of a step are its own, since its command began a session."""
+    """Each with its process group: at level `process` those are the step's own, since its command began a session."""
     children: dict[int, list[tuple[int, int]]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -111,27 +116,30 @@ def _become_reaper() -> bool:
 
 def _run(channel: Channel, job: dict[str, Any]) -> None:
     """Answers in any case: how the step ended, or by what it could not be run."""
+    streams: list[Stream] = []
     try:
-        with contextlib.ExitStack() as left:
-            reply = _reply(channel, job, left)
+        for _ in ("stdout", "stderr"):
+            streams.append(Stream(job["max_output_bytes"]))
+        reply = _reply(channel, job, *streams)
     except (OSError, RuntimeError) as error:
+        _leave(streams)
         channel.send(("fault", "mind the step", *cause(error)))
     else:
+        _leave(streams)
         channel.send(("ended", {**reply, "changed": []}))
 
 
-def _reply(channel: Channel, job: dict[str, Any], left: contextlib.ExitStack) -> dict[str, Any]:
-    """`left` closes what was opened for it."""
-    out, err = (_open_stream(job["max_output_bytes"], left) for _ in range(2))
-    stdin, here = 0, job["here"]
-    if job["stdin"] is not None:
-        stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
-        left.callback(os.close, stdin)
-    left.callback(os.chdir, "/")
+def _leave(streams: list[Stream]) -> None:
+    os.chdir("/")
+    for stream in streams:
+        stream.close()
+
+
+def _reply(channel: Channel, job: dict[str, Any], out: Stream, err: Stream) -> dict[str, Any]:
+    here = job["here"]
     os.chdir(job["cwd"])
     try:
-        program = find_program(job["command"][0], job["env"].get("PATH"))
-        leader = start_command(program, job, stdin, 1 if here else out.writer, 2 if here else err.writer)
+        leader = _start(job, 1 if here else out.writer, 2 if here else err.writer)
     except Refusal as refusal:
         return {"refused": str(refusal)}
     tree = Descendants(leader, here=here)
@@ -147,10 +155,15 @@ def _reply(channel: Channel, job: dict[str, Any], left: contextlib.ExitStack) ->
         raise
 
 
-def _open_stream(most: int, left: contextlib.ExitStack) -> Stream:
-    stream = Stream(most)
-    left.callback(stream.close)
-    return stream
+def _start(job: dict[str, Any], out: int, err: int) -> int:
+    program = find_program(job["command"][0], job["env"].get("PATH"))
+    if job["stdin"] is None:
+        return start_command(program, job, 0, out, err)
+    stdin = os.open(job["stdin"], os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return start_command(program, job, stdin, out, err)
+    finally:
+        os.close(stdin)
 
 
 def main() -> None:
@@ -165,8 +178,7 @@ def main() -> None:
             _stay_with_the_terminal()
         else:
             os.umask(0o022)
-            with contextlib.suppress(PermissionError):  # It has one already where it could be started in one.
-                os.setsid()
+            _begin_session()
         channel.send(("ready", {"subreaper": _become_reaper()}))
         lent = -1
         while True:
@@ -183,6 +195,13 @@ def main() -> None:
         os._exit(0)  # The engine is gone, or has let us go.
     finally:
         os._exit(1)
+
+
+def _begin_session() -> None:
+    try:
+        os.setsid()
+    except PermissionError:  # It has one already where it could be started in one.
+        return
 
 
 def _stay_with_the_terminal() -> None:
