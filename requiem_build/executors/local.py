@@ -90,6 +90,7 @@ class LocalExecutor:
         self._busy: set[Sandbox] = set()
         self._cancelled = False
         self._closed = False
+        self._places: dict[Digest, threading.Lock] = {}
         self._staged: dict[tuple[str, Digest, bool], Staged] = {}
         """What steps were shown: mostly the next ones are shown the same, and are told so by the same objects."""
         self._staged_bytes = 0
@@ -98,6 +99,19 @@ class LocalExecutor:
         self, request: Request, offered: Mapping[str, Entry], limits: Limits, here: Perturbation | None = None
     ) -> Ran:
         """`here` is for results that are thrown away (`Job.here`)."""
+        with self._alone(request):
+            return self._execute(request, offered, limits, here)
+
+    def _alone(self, request: Request) -> AbstractContextManager[object]:
+        """The directory in which a step of the level `process` runs is its request's: one after the other in each."""
+        if request.policy.sandbox != "process":
+            return nullcontext()
+        with self._lock:
+            return self._places.setdefault(request.digest, threading.Lock())
+
+    def _execute(
+        self, request: Request, offered: Mapping[str, Entry], limits: Limits, here: Perturbation | None
+    ) -> Ran:
         masker = masker_of(request, self._secrets)
         job = confide(self.job(request, offered, limits), masker)
         if here is not None:

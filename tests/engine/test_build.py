@@ -306,6 +306,17 @@ def test_equal_requests_of_one_run_are_run_once(project: Project) -> None:
     assert any(s["reason"].startswith("same request as make:") for s in ran.report["steps"])
 
 
+def test_equal_steps_that_run_each_time_do_not_disturb_each_other(project: Project) -> None:
+    project.manifest("""
+        [steps.each]
+        foreach.n = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10"]
+        command = "touch left && sleep 0.02 && test -f left"
+        sandbox = "process"
+        cache = false
+    """)
+    assert project.build("-j", "8").counts == {"ran": 10}
+
+
 def test_cache_modes_read_and_write_as_they_say(two: Project) -> None:
     assert two.build("--cache", "off").counts == {"ran": 2}
     shutil.rmtree(two.root / "out")
