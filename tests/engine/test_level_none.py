@@ -141,7 +141,8 @@ def test_an_interactive_step_reads_from_the_terminal(project: Project) -> None:
 @pytest.mark.parametrize("limit", ["", 'memory = "4GiB"\n'])
 def test_ctrl_c_reaches_an_interactive_step_and_leaves_nothing(project: Project, limit: str) -> None:
     marker = f"76541.{os.getpid()}"
-    command = f"trap 'echo asked; exit 3' INT; (setsid sleep {marker} &); echo begun; sleep {marker}"
+    # What the terminal sends comes first; that the build asks it to end as well must not be what ends it.
+    command = f"trap '' TERM; trap 'echo asked; exit 3' INT; (setsid sleep {marker} &); echo begun; sleep {marker}"
     project.manifest(f'[steps.a]\ncommand = "{command}"\n{limit}')
     build = AtTerminal(project, "build", *NONE)
     assert build.reads("begun") and eventually(lambda: sleeping(marker) == 2)
