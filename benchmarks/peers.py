@@ -26,7 +26,7 @@ from pathlib import Path
 
 from graph import Step, independent, layered, write_ninja, write_requiem, write_sources
 from others import write_doit, write_moon, write_task, write_turbo, write_wireit
-from run import REPOSITORY, command, machine
+from run import LOCALE, REPOSITORY, command, machine
 from sections import PAGE, write_section
 
 JOBS = str(os.cpu_count())
@@ -180,7 +180,7 @@ class Place:
 
     def timed(self, tool: Tool, folder: Path) -> float:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.home), "PYTHONPATH": str(REPOSITORY)}
-        env |= {"LANG": "C.UTF-8", "LC_ALL": "C.UTF-8", **tool.env(self.tools, folder)}
+        env |= {**LOCALE, **tool.env(self.tools, folder)}
         argv = tool.argv(self.tools)
         os.sync()  # Requiem waits until its store is on the disk: not also for what others wrote before.
         begun = time.perf_counter()

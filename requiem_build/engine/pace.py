@@ -48,7 +48,7 @@ class Pace:
             self._held_to_one = True
         return found.admission
 
-    def priority(self, order: Plan, names: Iterable[str], durations_ms: Callable[[], Mapping[str, int]]) -> Priority:
+    def priority(self, order: Plan, names: Iterable[str], durations: Callable[[], Mapping[str, int]]) -> Priority:
         """Which of the instances of `order` comes first. `names` are all that the plan has."""
         if self._options.shuffle is not None:
             import random
@@ -56,7 +56,7 @@ class Pace:
             shuffled = random.Random(self._options.shuffle)
             places = {name: shuffled.random() for name in names}
             return places.__getitem__
-        return plan_order if self._in_order else critical_path_first(order, durations_ms())
+        return plan_order if self._in_order else critical_path_first(order, durations())
 
 
 def durations_ms(plan: Plan, memory: Memory) -> dict[str, int]:

@@ -171,15 +171,19 @@ class Rerunner:
         self, request: Request, offered: Mapping[str, Entry], limits: Limits, perturbation: Perturbation
     ) -> Ran:
         here = None if perturbation == STILL else perturbation
-        seeded = perturbation.held_random and self._keeper
-        try:
+
+        def execute(*, seeded: bool) -> Ran:
             return self._executor(request, of_worker(perturbation), seeded).execute(request, offered, limits, here)
+
+        if not (perturbation.held_random and self._keeper):
+            return execute(seeded=False)
+        try:
+            return execute(seeded=True)
         except EnvironmentFault:
             self.raise_if_interrupted()
-            if not seeded:
-                raise
-            self._keeper = False  # Most probably nobody may trace here, or not on such a processor.
-            return self._execute(request, offered, limits, perturbation)
+            ran = execute(seeded=False)
+            self._keeper = False  # That was it: nobody may trace here, or not on such a processor.
+            return ran
 
     def _executor(self, request: Request, perturbation: Perturbation, seeded: bool) -> LocalExecutor:
         roots = tuple(os.path.join(self._site.root, path) for path in request.roots if path != SYSTEM_ROOT)

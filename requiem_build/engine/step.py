@@ -7,7 +7,7 @@ It runs in a worker thread and knows nothing of order: the schedule has seen to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -255,11 +255,12 @@ class Performer:
                 continue  # It went away since the patterns were matched, or leads nowhere.
         for producer in instance.after:
             for path, entry in made[producer].items():
-                within: Iterable[tuple[str, Entry]] = [(path, entry)]
-                if isinstance(entry, Tree):
-                    leads_in = lead_into(instance.discover, path)
-                    within = files_below(path, entry.digest, self.workspace.blobs.get) if leads_in else ()
-                offered |= {each: there for each, there in within if matches_any(instance.discover, each)}
+                if not isinstance(entry, Tree):
+                    if matches_any(instance.discover, path):
+                        offered[path] = entry
+                elif lead_into(instance.discover, path):
+                    below = files_below(path, entry.digest, self.workspace.blobs.get)
+                    offered.update((each, there) for each, there in below if matches_any(instance.discover, each))
         return offered
 
     def _as_remembered(self, instance: Instance, remembered: Remembered, state: StepState) -> Outcome:
