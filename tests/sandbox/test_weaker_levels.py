@@ -276,10 +276,10 @@ def test_none_asks_all_of_a_step_to_end_before_it_kills(here, tmp_path):
 
 
 NOT_OURS = """
-import os, signal, subprocess, sys
+import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from requiem_build.sandbox import minder
-leader, other = (subprocess.Popen(["sleep", seconds]).pid for seconds in ("0", "60"))
+leader, other = (os.posix_spawnp("sleep", ["sleep", seconds], os.environ) for seconds in ("0", "60"))
 kill = os.kill
 def refuse(pid, number):
     if pid == other:
